@@ -1,0 +1,147 @@
+"""Every error Timestep raises on purpose, one tree.
+
+A constructor takes facts and writes the sentence: what happened, with the value in quotes, then the
+next step. The command line prints that line and exits 1; the server maps ``status`` to HTTP.
+
+    TimestepError                   500
+    ├── UsageError                  400  an argument, option or combination that can't be meant
+    │   └── DatasetError            400  a line of a dataset, or a dataset as a whole
+    ├── NotFoundError               404  an agent, model, tool or object with no such name
+    ├── ConflictError               409  a second service on one home, a taken port
+    ├── AgentFileError              400  an agents file that does not import
+    ├── ModelFileError              400  a file that is no GGUF, or a truncated one
+    ├── StorageError                503  storage that can't be reached, or refuses
+    │   └── IntegrityError          500  an object whose bytes are not those that were stored
+    ├── ToolchainError              500  llama.cpp could not be fetched, built or trusted
+    ├── TrainingError               500  fine-tuning that crashed, diverged or ran out of disk
+    └── ServiceUnavailableError     503  no service runs where one was expected
+"""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class TimestepError(Exception):
+    """Base of the tree. ``status`` is the HTTP status, ``code`` the machine-readable kind."""
+
+    status = 500
+    code = "internal_error"
+
+
+class UsageError(TimestepError):
+    """An argument or combination of arguments that can't be meant."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class DatasetError(UsageError):
+    """A dataset that can't be trained on: which one, which line, and why."""
+
+    code = "invalid_dataset"
+
+    def __init__(self, dataset: str, why: str, line: int | None = None) -> None:
+        where = f"'{dataset}'" if line is None else f"'{dataset}', line {line}"
+        super().__init__(f"Dataset {where}: {why}")
+        self.dataset, self.line, self.why = dataset, line, why
+
+
+class NotFoundError(TimestepError):
+    """No such agent, model, tool or object; names the nearest and lists what there is."""
+
+    status = 404
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, known: Iterable[str] = ()) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1)
+        sentence = f"No {kind} '{name}'."
+        if near:
+            sentence += f" Did you mean '{near[0]}'?"
+        if known:
+            sentence += f" {kind.capitalize()}s: {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
+        super().__init__(sentence)
+        self.kind, self.name, self.known = kind, name, known
+
+
+class ConflictError(TimestepError):
+    """Two things that can't both be: a second service on one home, a taken port."""
+
+    status = 409
+    code = "conflict"
+
+
+class AgentFileError(TimestepError):
+    """An agents file that does not import: which file, which line, and why."""
+
+    status = 400
+    code = "invalid_agents_file"
+
+    def __init__(self, path: Path, why: str, line: int | None = None) -> None:
+        where = f"'{path}'" if line is None else f"'{path}', line {line}"
+        super().__init__(f"Agents file {where}: {why}")
+        self.path, self.line = path, line
+
+
+class ModelFileError(TimestepError):
+    """A model file that can't be loaded."""
+
+    status = 400
+    code = "invalid_model_file"
+
+    def __init__(self, path: str | Path, why: str) -> None:
+        super().__init__(f"Model file '{path}': {why}")
+        self.path = path
+
+
+class StorageError(TimestepError):
+    """Storage that can't be reached, or refuses."""
+
+    status = 503
+    code = "storage_unavailable"
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"Storage '{url}': {why}")
+        self.url = url
+
+
+class IntegrityError(StorageError):
+    """An object whose bytes are not those that were stored."""
+
+    status = 500
+    code = "corrupted_object"
+
+    def __init__(self, url: str, key: str, expected: str, actual: str) -> None:
+        super().__init__(url, f"object '{key}' is corrupted: sha256 {actual[:12]}…, stored as {expected[:12]}…")
+        self.key, self.expected, self.actual = key, expected, actual
+
+
+class ToolchainError(TimestepError):
+    """llama.cpp's tools could not be fetched, built or trusted."""
+
+    code = "toolchain_error"
+
+
+class TrainingError(TimestepError):
+    """Fine-tuning that crashed, diverged or ran out of disk; keeps the tool's last output.
+
+    ``log`` is the tail of what the tool printed (text, at most a few KB).
+    """
+
+    code = "training_error"
+
+    def __init__(self, why: str, log: str = "") -> None:
+        super().__init__(why)
+        self.log = log
+
+
+class ServiceUnavailableError(TimestepError):
+    """No service runs where one was expected."""
+
+    status = 503
+    code = "service_unavailable"
+
+    def __init__(self, what: str, url: str) -> None:
+        super().__init__(f"No {what} answers at '{url}'. Start one: timestep up")
+        self.url = url

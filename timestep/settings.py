@@ -1,0 +1,111 @@
+"""All settings, in one class: ``TIMESTEP_*`` variables, every field documented.
+
+Nothing else in the project reads the environment. Child processes get theirs from
+:meth:`Settings.environment`, so that a service and its flow runs agree on every value.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one Timestep home; see each field. Unknown ``TIMESTEP_*`` variables are ignored."""
+
+    model_config = SettingsConfigDict(env_prefix="TIMESTEP_", extra="ignore", populate_by_name=True)
+
+    home: Path = Field(
+        default_factory=lambda: platformdirs.user_data_path("timestep", appauthor=False),
+        description="Folder that holds everything: databases, storage, toolchain, logs.",
+    )
+    host: str = Field("127.0.0.1", description="Address the servers listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the Timestep HTTP server.")
+    prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server and its UI.")
+    model_port: int = Field(0, ge=0, le=65535, description="Port of the model server (loopback); 0 picks a free one.")
+    database_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TIMESTEP_DATABASE_URL", "TIMESTEP_DB_URL", "database_url"),
+        description="PostgreSQL server to use instead of the embedded one; its databases 'prefect' and "
+        "'timestep' are used and created when missing.",
+    )
+    storage_url: str | None = Field(
+        None, description="Object storage: local:///path, s3://bucket/prefix?endpoint=…, gs://…, azure://…."
+    )
+    agents: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list, description=f"Python files whose agents are registered, separated by '{os.pathsep}'."
+    )
+    model: str = Field(
+        "smollm2-135m-instruct", description="Base model of agents that name none: a built-in name, a GGUF path or URL."
+    )
+    context_length: int = Field(4096, ge=128, description="Context of the served model, in tokens.")
+    threads: int = Field(0, ge=0, description="Threads for llama.cpp; 0 means the machine's cores.")
+    work_pool: str = Field("timestep", description="Prefect work pool of the service.")
+    worker_limit: int = Field(4, ge=1, description="Flow runs the worker executes at the same time.")
+    toolchain: Path | None = Field(None, description="Folder of the built llama.cpp tools; default: under the home.")
+    toolchain_source: str = Field(
+        "sdist", description="Where llama.cpp comes from: 'sdist', 'path' (binaries on PATH), or 'git:TAG'."
+    )
+    prefect_api_url: str | None = Field(None, description="Prefect API, where it is not the service's own.")
+    model_server_url: str | None = Field(None, description="Model server, set by the service for its flow runs.")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("home", "toolchain")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @cached_property
+    def storage(self) -> str:
+        """URL of the object store: ``storage_url`` or the folder under the home."""
+        return self.storage_url or f"local://{(self.home / 'storage').as_posix()}"
+
+    @cached_property
+    def toolchain_dir(self) -> Path:
+        """Folder of the built llama.cpp tools."""
+        return self.toolchain or self.home / "toolchain"
+
+    @cached_property
+    def cache_dir(self) -> Path:
+        """Folder for what can be fetched again: model files taken out of storage."""
+        return self.home / "cache"
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """Folder of the running service's lock and state."""
+        return self.home / "run"
+
+    @cached_property
+    def log_dir(self) -> Path:
+        """Folder of the services' logs."""
+        return self.home / "logs"
+
+    @cached_property
+    def cores(self) -> int:
+        """Threads llama.cpp may use; more than the machine's cores makes it far slower."""
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.threads or available
+
+    @cached_property
+    def prefect_api(self) -> str:
+        """URL of the Prefect API."""
+        return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
+
+    def environment(self) -> dict[str, str]:
+        """The ``TIMESTEP_*`` variables that make a child process load equal settings."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        values["agents"] = os.pathsep.join(str(path.absolute()) for path in self.agents)
+        return {f"TIMESTEP_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment, overridden by the arguments that are not None."""
+    return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
