@@ -1,0 +1,1 @@
+"""Agents: the registry, the durable runtime, the tools of the default agent."""
