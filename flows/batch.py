@@ -1,0 +1,144 @@
+"""A batch: each line of a JSONL file is a top-level run of the ``step`` deployment, results in input order."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import prefect
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
+from pydantic import BaseModel, Field
+
+from flows.step import step
+from flows.support import Services
+from storage.references import Reference
+from storage.store import ObjectStore
+from timestep import runs
+from timestep.errors import DatasetError, TimestepError
+
+DEPLOYMENT = "step/step"
+
+
+class BatchOutput(BaseModel):
+    """Counts of a batch, and where its results are: a JSONL file with one object per input line."""
+
+    total: int
+    completed: int
+    failed: int
+    output: Reference
+
+
+class Line(BaseModel):
+    """One line of the results: of the input's line of that number (from 1)."""
+
+    line: int
+    status: str
+    step_id: str | None = None
+    output: Any = None
+    error: str | None = None
+
+
+@flow(
+    name="batch",
+    flow_run_name="batch-{inputs}",
+    description="Runs each line of a JSONL file as a step, and writes the results in the order of the lines.",
+    persist_result=True,
+    result_serializer="json",
+)
+async def batch(
+    inputs: Annotated[
+        str,
+        Field(
+            title="Inputs",
+            description="JSONL file, a path or the key of a stored object; a line holds a step's parameters, or just its text.",
+        ),
+    ],
+    concurrency: Annotated[int, Field(title="Concurrency", description="Steps running at a time.", ge=1)] = 4,
+    output: Annotated[
+        str | None, Field(title="Output", description="Path to write the results to, beside the stored object.")
+    ] = None,
+) -> BatchOutput:
+    """Run a batch of steps; a bad line fails that line only."""
+    store = Services.open().store
+    batch_id = str(flow_run.get_id())
+    lines = [line for line in (await _read(store, inputs)).splitlines() if line.strip()]
+    if not lines:
+        raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
+    gate = asyncio.Semaphore(concurrency)
+    async with get_client() as client:
+        work = [_line(client, gate, batch_id, number, text) for number, text in enumerate(lines, 1)]
+        results = await asyncio.gather(*work)
+    text = "".join(f"{result.model_dump_json()}\n" for result in results)
+    reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
+    if output is not None:
+        await asyncio.to_thread(Path(output).write_text, text)
+    await acreate_table_artifact(key="batch", table=_table(results), description=f"Batch of {inputs}")
+    completed = sum(result.status == "completed" for result in results)
+    return BatchOutput(total=len(lines), completed=completed, failed=len(lines) - completed, output=reference)
+
+
+async def _read(store: ObjectStore, inputs: str) -> str:
+    path = Path(inputs)
+    if await asyncio.to_thread(path.is_file):
+        return await asyncio.to_thread(path.read_text)
+    return (await store.get(inputs)).decode()
+
+
+async def _line(client: PrefectClient, gate: asyncio.Semaphore, batch_id: str, number: int, text: str) -> Line:
+    try:
+        parameters = _parameters(text)
+    except (ValueError, TypeError) as error:
+        return Line(line=number, status="failed", error=f"line {number}: {error}")
+    async with gate:
+        # The key makes a batch that runs again after a crash find its steps instead of repeating them.
+        run = await runs.start(client, DEPLOYMENT, parameters, idempotency_key=f"{batch_id}-{number}", tags=["batch"])
+        try:
+            (run,) = await runs.wait(client, {run.id})
+        except asyncio.CancelledError:
+            await _cancel(client, run.id)
+            raise
+    return await _result(number, run)
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    parameters = {"input": value} if isinstance(value, str) else value
+    if not isinstance(parameters, dict):
+        raise TypeError("expected a JSON object with a step's parameters, or a string")
+    unknown = set(parameters) - set(step.parameters.properties)
+    if unknown:
+        raise ValueError(f"no step parameter '{min(unknown)}'; there are {', '.join(step.parameters.properties)}")
+    step.validate_parameters(parameters)
+    return parameters
+
+
+async def _result(number: int, run: FlowRun) -> Line:
+    step_id = str(run.id)
+    try:
+        output = await runs.result(run)
+    except TimestepError as error:
+        return Line(line=number, status="failed", step_id=step_id, error=str(error))
+    return Line(line=number, status="completed", step_id=step_id, output=output)
+
+
+async def _cancel(client: PrefectClient, run_id: UUID) -> None:
+    await asyncio.shield(client.set_flow_run_state(run_id, Cancelling()))
+
+
+def _table(results: list[Line]) -> list[dict[str, Any]]:
+    ui = str(prefect.settings.PREFECT_UI_URL.value() or "")
+    return [
+        {
+            "line": result.line,
+            "status": result.status,
+            "step": f"[{result.step_id[:8]}]({ui}/runs/flow-run/{result.step_id})" if result.step_id else "",
+            "result": result.error or str(getattr(result.output, "output", ""))[:200],
+        }
+        for result in results
+    ]

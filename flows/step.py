@@ -1,0 +1,57 @@
+"""The flow everything goes through: one agent step, which thinks or learns by a switch in its input."""
+
+from typing import Annotated, Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import Field
+
+from flows.support import Services, publish
+from timestep.agents import report
+from timestep.agents.think import Thinking, think
+from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
+
+
+@flow(
+    name="step",
+    flow_run_name="{agent}-{mode}",
+    description="One agent step. In inference mode the agent runs; in training mode its model is fine-tuned, "
+    "evaluated, and promoted if it is better.",
+    persist_result=True,
+    result_serializer="json",
+)
+async def step(
+    input: Annotated[
+        str | list[dict[str, Any]],
+        Field(title="Input", description="What the agent should do: text, or OpenAI-style input items."),
+    ] = "",
+    agent: Annotated[str, Field(title="Agent", description="Name of a registered agent.")] = "assistant",
+    mode: Annotated[
+        Mode, Field(title="Mode", description="inference: the agent thinks. training: its model learns.")
+    ] = Mode.INFERENCE,
+    session_id: Annotated[
+        str | None, Field(title="Session", description="Steps of one session share their conversation.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        Field(title="Model", description="Instead of the agent's own: local/NAME[@VERSION] or a provider's model."),
+    ] = None,
+    max_turns: Annotated[int, Field(title="Max turns", description="Most model calls of the step.", ge=1)] = 10,
+    inference: Annotated[
+        InferenceSettings, Field(title="Inference", description="Used in inference mode.")
+    ] = InferenceSettings(),  # noqa: B008
+    training: Annotated[
+        TrainingSettings, Field(title="Training", description="Used in training mode.")
+    ] = TrainingSettings(),  # noqa: B008
+) -> StepOutput:
+    """Run one agent step; see the parameters' titles and descriptions."""
+    services = Services.open()
+    step_id = str(flow_run.get_id())
+    if mode is Mode.TRAINING:
+        from flows.learn import learn
+
+        return await learn(step_id, agent, model, training, services)
+    request = Thinking(step_id, input, agent, session_id, model, max_turns, inference)
+    output, trace = await think(request, services.settings, services.store, services.registry)
+    await publish(services.store, output, summary=report.summary(output, trace), turns=report.turns(trace))
+    return output

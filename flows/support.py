@@ -1,0 +1,49 @@
+"""What every flow needs: the services of its home, and the artifacts that people look at."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Self
+
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+
+from storage.references import Reference
+from storage.store import ObjectStore
+from timestep.agents.registry import AgentRegistry, load_registry
+from timestep.agents.types import StepOutput
+from timestep.settings import Settings, load_settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Settings, storage and agents of the home that this flow run belongs to."""
+
+    settings: Settings
+    store: ObjectStore
+    registry: AgentRegistry
+
+    @classmethod
+    def open(cls) -> Self:
+        """Opened anew for each flow run: agents files may have changed since the last."""
+        settings = load_settings()
+        return cls(settings, ObjectStore.open(settings.storage), load_registry(settings))
+
+
+async def publish(
+    store: ObjectStore, output: StepOutput, *, summary: str, turns: list[dict[str, Any]] | None = None
+) -> None:
+    """Create the step's Prefect artifacts: the summary, the table of turns, links to stored objects."""
+    artifacts = [acreate_markdown_artifact(key="summary", markdown=summary, description=f"Step of {output.agent}")]
+    if turns:
+        artifacts.append(acreate_table_artifact(key="turns", table=turns, description="Model and tool calls"))
+    if output.artifacts:
+        rows = [await _object_row(store, name, reference) for name, reference in output.artifacts.items()]
+        text = "\n".join(["| object | bytes | sha256 |", "|---|---|---|", *rows])
+        artifacts.append(acreate_markdown_artifact(key="objects", markdown=text, description="Stored objects"))
+    await asyncio.gather(*artifacts)
+
+
+async def _object_row(store: ObjectStore, name: str, reference: Reference) -> str:
+    url = await store.presigned_url(reference.key, timedelta(days=7))
+    shown = f"[{name}]({url})" if url else f"{name}: `{store.url}/{reference.key}`"
+    return f"| {shown} | {reference.size} | `{reference.sha256[:16]}…` |"

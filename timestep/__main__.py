@@ -1,0 +1,5 @@
+"""``python -m timestep``: the command line."""
+
+from timestep.cli import main
+
+main()

@@ -1,0 +1,135 @@
+"""Start flow runs by deployment name, follow them, read their results. Knows Prefect, not the flows."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+
+from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError
+
+POLL_SECONDS = 0.2
+
+
+class RunFailedError(TimestepError):
+    """A flow run that ended without a result, in the words of its final state."""
+
+    code = "run_failed"
+
+    def __init__(self, run: FlowRun) -> None:
+        state = run.state
+        words = (state.message if state else None) or (state.name if state else "unknown")
+        # Prefect wraps an exception as "Flow run encountered an exception: Kind: words".
+        words = words.removeprefix("Flow run encountered an exception: ").removeprefix("Task run encountered an ")
+        super().__init__(words)
+        self.run = run
+
+
+@asynccontextmanager
+async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
+    """A client of the Prefect server at ``api_url``.
+
+    Raises:
+        ServiceUnavailableError: nothing answers there.
+    """
+    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+        try:
+            async with httpx.AsyncClient(timeout=5) as probe:
+                (await probe.get(f"{api_url}/health")).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServiceUnavailableError("Prefect server", api_url) from error
+        async with get_client() as client:
+            yield client
+
+
+async def start(
+    client: PrefectClient,
+    deployment: str,
+    parameters: dict[str, Any],
+    *,
+    idempotency_key: str | None = None,
+    tags: Iterable[str] = (),
+) -> FlowRun:
+    """Create a flow run of a deployment, named ``flow/deployment``; a key makes it at most one.
+
+    Raises:
+        NotFoundError: no such deployment.
+        UsageError: the parameters are not what the flow takes.
+    """
+    try:
+        found = await client.read_deployment_by_name(deployment)
+    except ObjectNotFound as error:
+        names = [f"{d.name}" for d in await client.read_deployments()]
+        raise NotFoundError("deployment", deployment, names) from error
+    return await client.create_flow_run_from_deployment(
+        found.id, parameters=parameters, idempotency_key=idempotency_key, tags=list(tags)
+    )
+
+
+async def wait(client: PrefectClient, run_ids: set[UUID]) -> list[FlowRun]:
+    """Wait until at least one of the runs has ended; returns those that have."""
+    while True:
+        runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids))))
+        ended = [run for run in runs if run.state is not None and run.state.is_final()]
+        if ended:
+            return ended
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def follow(
+    client: PrefectClient,
+    run_id: UUID,
+    *,
+    on_state: Callable[[str], None],
+    on_task: Callable[[TaskRun], None],
+    on_progress: Callable[[float, str], None],
+) -> FlowRun:
+    """Report a run's changes of state, its finished tasks and its progress until it has ended."""
+    seen: set[UUID] = set()
+    state = progress = None
+    while True:
+        run = await client.read_flow_run(run_id)
+        if run.state is not None and run.state.name != state:
+            state = run.state.name
+            on_state(state)
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        for task in await client.read_task_runs(flow_run_filter=chosen):
+            if task.id not in seen and task.state is not None and task.state.is_final():
+                seen.add(task.id)
+                on_task(task)
+        bars = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), type=ArtifactFilterType(any_=["progress"])
+            )
+        )
+        for bar in bars[:1]:
+            if isinstance(bar.data, int | float) and (bar.data, bar.description) != progress:
+                progress = (bar.data, bar.description)
+                on_progress(float(bar.data), bar.description or "")
+        if run.state is not None and run.state.is_final():
+            return run
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def result(run: FlowRun) -> Any:
+    """What a run returned, read from result storage.
+
+    Raises:
+        RunFailedError: it did not complete.
+    """
+    if run.state is None or not run.state.is_completed():
+        raise RunFailedError(run)
+    return await run.state.aresult(raise_on_failure=False)
