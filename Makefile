@@ -1,0 +1,41 @@
+# Everything a contributor types. Each target bootstraps .venv by itself; a second run rebuilds nothing.
+
+PYTHON ?= python3
+UV := .uv/bin/uv
+RUN := .venv/bin/python
+TESTS ?= tests
+
+.PHONY: demo test check bench lock clean
+
+demo: .venv/.ready  ## the whole service: one step thinks, the same step learns, and thinks again
+	@$(RUN) examples/demo.py
+
+test: .venv/.ready  ## the whole suite on real parts; what can't run here skips with its reason
+	@$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+
+check: .venv/.ready  ## format, lint, strict types
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+
+bench: .venv/.ready  ## the figures in the README, side by side in one run
+	@$(RUN) -m benchmarks
+
+lock: .uv/bin/uv  ## after a change of pyproject.toml
+	@$(UV) lock
+
+clean:
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache
+
+.venv/.ready: pyproject.toml uv.lock | .uv/bin/uv
+	@command -v cc >/dev/null && command -v c++ >/dev/null || \
+	  { echo "A C and C++ compiler is needed for llama.cpp. Install one: apt install build-essential, or xcode-select --install" >&2; exit 1; }
+	@echo "Installing into .venv (llama.cpp is compiled once per machine: about 3 minutes on 2 cores)"
+	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@touch $@
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed as '$(PYTHON)'. Install one, or name it: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .uv || { echo "Python's venv module is needed. Install it: apt install python3-venv" >&2; rm -rf .uv; exit 1; }
+	@.uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1' || { rm -rf .uv; exit 1; }
