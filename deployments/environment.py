@@ -1,0 +1,63 @@
+"""The environment of a service's processes: our settings, Prefect's settings, the instance's mark.
+
+Prefect settings of the user (a profile, a cloud's URL and key) must not leak into the service, nor the service's
+into the user's: it has a Prefect home of its own, and inherited ``PREFECT_*`` variables are dropped, logging apart.
+"""
+
+import os
+import sysconfig
+from pathlib import Path
+
+from deployments import instance
+from timestep.settings import Settings
+
+STORAGE_BLOCK = "timestep-storage/default"
+
+
+def service_environment(settings: Settings, mark: str) -> dict[str, str]:
+    """Variables of every process of the service."""
+    return {
+        **_inherited(),
+        **settings.environment(),
+        **prefect_environment(settings),
+        instance.VARIABLE: mark,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def prefect_environment(settings: Settings) -> dict[str, str]:
+    """Prefect's settings for whoever talks to the service's Prefect server."""
+    return {
+        "PREFECT_HOME": str(settings.home / "prefect"),
+        "PREFECT_API_URL": settings.prefect_api,
+        "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK": STORAGE_BLOCK,
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        # With the defaults, finished work becomes Failed when the server is away for 90 s, or PostgreSQL for a moment.
+        "PREFECT_CLIENT_MAX_RETRIES": "10",
+        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
+        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+        "PREFECT_LOGGING_COLORS": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def detached_environment(settings: Settings) -> dict[str, str]:
+    """Variables of a service that runs apart from the terminal: the caller's, with these settings."""
+    return {**os.environ, **_inherited(), **settings.environment()}
+
+
+def _inherited() -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("TIMESTEP_", "PREFECT_")) or name.startswith("PREFECT_LOGGING_")
+    }
+    # The processes find our packages where this one did, whether those are installed or a checkout.
+    root = str(Path(__file__).resolve().parent.parent)
+    if root not in sysconfig.get_paths().values():
+        kept["PYTHONPATH"] = os.pathsep.join(part for part in (root, kept.get("PYTHONPATH", "")) if part)
+    # A proxy meant for the outside must not stand between processes of one machine.
+    for name in ("NO_PROXY", "no_proxy"):
+        kept[name] = ",".join(part for part in (kept.get(name, ""), "127.0.0.1", "localhost") if part)
+    return kept

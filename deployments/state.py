@@ -1,0 +1,71 @@
+"""The running service's state: one small JSON file under the home, written by `up` alone.
+
+A state whose process is gone is no service: the process id is checked together with its start time,
+so that a number used again by another program isn't mistaken for ours.
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field, ValidationError
+
+from timestep.settings import Settings
+
+
+class Urls(BaseModel):
+    """Where a service answers. ``database`` carries no password."""
+
+    api: str
+    prefect_ui: str
+    prefect_api: str
+    model_server: str
+    database: str
+
+
+class ChildState(BaseModel):
+    """One supervised process; ``pid`` is None between an exit and the next start."""
+
+    pid: int | None = None
+    ready: bool = False
+    restarts: int = 0
+
+
+class ServiceState(BaseModel):
+    """What `timestep status` shows; ``process_started`` is the parent's start in seconds since the epoch."""
+
+    pid: int = Field(default_factory=os.getpid)
+    process_started: float = Field(default_factory=lambda: psutil.Process().create_time())
+    started: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    ready: bool = False
+    urls: Urls
+    children: dict[str, ChildState] = {}
+
+    def is_alive(self) -> bool:
+        """Whether the process that wrote this state still runs."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
+        except psutil.NoSuchProcess:
+            return False
+
+    def save(self, settings: Settings) -> None:
+        """Write the state so that a reader sees the old one or the new one, never a part."""
+        path = state_path(settings)
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=2))
+        partial.replace(path)
+
+
+def state_path(settings: Settings) -> Path:
+    """The file of the state."""
+    return settings.run_dir / "service.json"
+
+
+def load_state(settings: Settings) -> ServiceState | None:
+    """State of the service that runs on this home, or None."""
+    try:
+        state = ServiceState.model_validate_json(state_path(settings).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return state if state.is_alive() else None
