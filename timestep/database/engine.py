@@ -1,0 +1,158 @@
+"""The connection to PostgreSQL: one server, two databases on it, 'prefect' (Prefect's) and 'timestep' (ours)."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import asyncpg  # type: ignore[import-untyped]
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from timestep.errors import ConflictError, ServiceUnavailableError, UsageError
+
+PREFECT, TIMESTEP = "prefect", "timestep"
+# How the same server is written; it is always spoken to by asyncpg.
+_DRIVERS = {"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"}
+_NO_PRIVILEGE = "42501"
+# Held while databases are created and tables migrated, so that processes starting together take turns.
+_LOCK = text("select pg_advisory_xact_lock(7489271, 1)")
+
+
+class Database:
+    """A PostgreSQL server by URL. Connects on first use; close it with :meth:`close`.
+
+    ``url`` is ``postgresql://user:password@host:port/database`` or ``postgresql:///database?host=/socket/folder``;
+    its database, by default 'postgres', is used to create the other two.
+
+    Raises:
+        UsageError: the URL is none of PostgreSQL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = _parse(url)
+
+    @property
+    def prefect_url(self) -> str:
+        """URL of Prefect's database, as its server takes it. Holds the password."""
+        return self._of(PREFECT).render_as_string(hide_password=False)
+
+    @property
+    def timestep_url(self) -> str:
+        """URL of our database. Holds the password."""
+        return self._of(TIMESTEP).render_as_string(hide_password=False)
+
+    @cached_property
+    def engine(self) -> AsyncEngine:
+        """The engine on our database; its pool belongs to the event loop that first used it."""
+        return create_async_engine(self._of(TIMESTEP), pool_pre_ping=True)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A session in one transaction: committed at the end, rolled back on an error.
+
+        Raises:
+            ServiceUnavailableError: the server can't be reached, or went away.
+        """
+        async with AsyncSession(self.engine, expire_on_commit=False) as session:
+            with self._reached():
+                await session.connection()
+            try:
+                yield session
+                await session.commit()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise ServiceUnavailableError("database", str(self._url)) from error
+                raise
+
+    async def create_missing(self) -> None:
+        """Creates the databases 'prefect' and 'timestep' where they are missing. Safe to do twice at once.
+
+        Raises:
+            ServiceUnavailableError: the server can't be reached.
+            UsageError: the user may not create databases.
+        """
+        engine = create_async_engine(self._url.set(database=self._url.database or "postgres"), poolclass=NullPool)
+        try:
+            # The lock lives in a transaction of its own, since CREATE DATABASE can't run in one.
+            async with self._connected(engine) as turn, self._connected(engine) as connection:
+                await turn.execute(_LOCK)
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                there = set(await connection.scalars(text("select datname from pg_database")))
+                for name in {PREFECT, TIMESTEP} - there:
+                    await connection.execute(text(f'create database "{name}"'))
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _NO_PRIVILEGE:
+                raise
+            wanted = f"databases '{PREFECT}' and '{TIMESTEP}'"
+            raise UsageError(f"The user of '{self._url}' may not create the {wanted}. Create them first.") from error
+        finally:
+            await engine.dispose()
+
+    async def migrate(self) -> None:
+        """Brings our tables up to date. Safe to repeat, and when several processes do it at once.
+
+        Raises:
+            ServiceUnavailableError: the server can't be reached.
+            ConflictError: a newer Timestep has migrated the database.
+        """
+        async with self._connected(self.engine) as connection, connection.begin():
+            await connection.execute(_LOCK)
+            await connection.run_sync(_upgrade)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self.engine.dispose()
+
+    def _of(self, database: str) -> URL:
+        return self._url.set(database=database)
+
+    @asynccontextmanager
+    async def _connected(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        connection = engine.connect()
+        with self._reached():
+            await connection.start()
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Names the server that a connection could not be made to, and why where it answered."""
+        try:
+            yield
+        except (OSError, asyncpg.CannotConnectNowError) as error:
+            raise ServiceUnavailableError("database", str(self._url)) from error
+        except asyncpg.PostgresError as error:
+            raise UsageError(f"Database '{self._url}' refuses: {error}") from error
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        parsed = None
+    if parsed is None or parsed.drivername not in _DRIVERS:
+        shown = url.rpartition("@")[2]
+        raise UsageError(f"'{shown}' is no PostgreSQL URL. Example: postgresql://user:password@127.0.0.1:5432")
+    query = {"ssl" if name == "sslmode" else name: value for name, value in parsed.query.items()}
+    return parsed.set(drivername="postgresql+asyncpg", query=query)
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic rather than a list of DDL: the tables of the issues to come are checked against the models by it.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConflictError(f"The database is newer than this Timestep ({error}). Upgrade Timestep.") from error

@@ -1,0 +1,135 @@
+"""The model registry: which versions an agent's model has, and which one is served. Rows in our database.
+
+The weights are objects in storage; a version holds the reference.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from storage.references import Reference
+from timestep.database.engine import Database
+from timestep.database.models import ModelRow, ModelVersionRow
+from timestep.errors import NotFoundError
+
+
+class ModelVersion(BaseModel):
+    """A trained version of an agent's model: what ``local/<name>@<version>`` serves."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description="Name of the agent that the model belongs to.")
+    version: int = Field(ge=1, description="Counts up from 1.")
+    file: Reference = Field(description="The GGUF file in storage.")
+    base: str = Field(description="Model it was first trained from.")
+    origin: str | None = Field(None, description="Id of the flow run that trained it.")
+    evaluation: dict[str, Any] = Field(description="What the evaluation measured.")
+    created_at: datetime
+
+
+class ModelRegistry:
+    """Models by the name of the agent that owns them. A version never changes; only what is promoted moves."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def declare(self, name: str, base: str) -> None:
+        """There is a model ``name``, and until a version is promoted it serves ``base``. Again changes the base."""
+        row = insert(ModelRow).values(name=name, base=base)
+        async with self._database.session() as session:
+            await session.execute(row.on_conflict_do_update(index_elements=["name"], set_={"base": base}))
+
+    async def register(
+        self, name: str, file: Reference, base: str, origin: str | None, evaluation: dict[str, Any]
+    ) -> ModelVersion:
+        """A new version of ``name``. The same ``origin`` again (a resumed run) returns the version it made before."""
+        async with self._database.session() as session:
+            await session.execute(insert(ModelRow).values(name=name, base=base).on_conflict_do_nothing())
+            # The row's lock makes registrations of one model take turns: versions count up without gaps.
+            await session.execute(select(ModelRow.name).where(ModelRow.name == name).with_for_update())
+            of_model = select(ModelVersionRow).where(ModelVersionRow.name == name)
+            made = origin and await session.scalar(of_model.where(ModelVersionRow.origin == origin))
+            if made:
+                return _version(made)
+            last = await session.scalar(select(func.max(ModelVersionRow.version)).where(ModelVersionRow.name == name))
+            row = ModelVersionRow(
+                name=name,
+                version=(last or 0) + 1,
+                file_key=file.key,
+                file_sha256=file.sha256,
+                file_size=file.size,
+                base=base,
+                origin=origin,
+                evaluation=evaluation,
+            )
+            session.add(row)
+            await session.flush()
+            await session.refresh(row, ["created_at"])
+            return _version(row)
+
+    async def promote(self, name: str, version: int) -> None:
+        """``name`` serves ``version`` from now on; one row changes. NotFoundError where there is none."""
+        there = select(ModelVersionRow).where(ModelVersionRow.name == name, ModelVersionRow.version == version)
+        async with self._database.session() as session:
+            done = await session.scalar(
+                update(ModelRow)
+                .where(ModelRow.name == name, there.exists())
+                .values(promoted=version)
+                .returning(ModelRow.name)
+            )
+        if done is None:
+            raise await self._absent(name, version)
+
+    async def promoted(self, name: str) -> ModelVersion | None:
+        """The version that ``name`` serves; None while that is its base, and for a model nobody declared."""
+        served = select(ModelVersionRow).join(
+            ModelRow, (ModelRow.name == ModelVersionRow.name) & (ModelRow.promoted == ModelVersionRow.version)
+        )
+        async with self._database.session() as session:
+            row = await session.scalar(served.where(ModelRow.name == name))
+        return _version(row) if row else None
+
+    async def get(self, name: str, version: int) -> ModelVersion:
+        """One version. NotFoundError where there is none."""
+        async with self._database.session() as session:
+            row = await session.get(ModelVersionRow, (name, version))
+        if row is None:
+            raise await self._absent(name, version)
+        return _version(row)
+
+    async def versions(self, name: str) -> list[ModelVersion]:
+        """Every version of ``name``, oldest first."""
+        async with self._database.session() as session:
+            rows = await session.scalars(
+                select(ModelVersionRow).where(ModelVersionRow.name == name).order_by(ModelVersionRow.version)
+            )
+            return [_version(row) for row in rows]
+
+    async def names(self) -> dict[str, str]:
+        """Every model, with its base."""
+        async with self._database.session() as session:
+            rows = await session.execute(select(ModelRow.name, ModelRow.base).order_by(ModelRow.name))
+            return {row.name: row.base for row in rows}
+
+    async def _absent(self, name: str, version: int) -> NotFoundError:
+        names = await self.names()
+        if name not in names:
+            return NotFoundError("model", name, names)
+        return NotFoundError(
+            "model", f"{name}@{version}", [f"{name}@{made.version}" for made in await self.versions(name)]
+        )
+
+
+def _version(row: ModelVersionRow) -> ModelVersion:
+    return ModelVersion(
+        name=row.name,
+        version=row.version,
+        file=Reference(key=row.file_key, sha256=row.file_sha256, size=row.file_size),
+        base=row.base,
+        origin=row.origin,
+        evaluation=row.evaluation,
+        created_at=row.created_at,
+    )
