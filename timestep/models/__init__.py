@@ -1,0 +1,1 @@
+"""Models: files, the one chat renderer, the embedded llama engine, and the server that shares it."""

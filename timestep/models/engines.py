@@ -1,0 +1,92 @@
+"""The engines that are loaded, least recently used first out, and the one thread they all generate on.
+
+Two generations at once would only take llama.cpp's cores from each other. Knows files, not names.
+"""
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from timestep.models.engine import Generation, LlamaEngine
+from timestep.models.gguf import GGUFHeader
+from timestep.models.turn import Delta
+
+
+class EnginePool:
+    """At most ``size`` engines in memory, each with a context of ``context_length`` tokens or the model's, if less.
+
+    An engine that is dropped while it generates lives until it is done.
+    """
+
+    def __init__(self, context_length: int, threads: int, size: int = 2) -> None:
+        self._context_length, self._threads, self._size = context_length, threads, size
+        self._engines: OrderedDict[Path, LlamaEngine] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
+
+    @property
+    def loaded(self) -> list[Path]:
+        """Files of the engines in memory, least recently used first."""
+        return list(self._engines)
+
+    async def get(self, path: Path) -> LlamaEngine:
+        """The engine of a model file, loaded if it isn't yet. ModelFileError: it can't be."""
+        async with self._loading:
+            if path not in self._engines:
+                while len(self._engines) >= self._size:
+                    self._engines.popitem(last=False)
+                self._engines[path] = await asyncio.to_thread(self._load, path)
+            self._engines.move_to_end(path)
+            return self._engines[path]
+
+    async def run(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
+        """The generation's deltas, as many at a time as have come up. Closing the iteration ends the generation."""
+        loop, ready, gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        items: list[Delta | Exception | None] = []  # None or an exception is the last
+
+        def put(item: Delta | Exception | None) -> None:
+            items.append(item)
+            loop.call_soon_threadsafe(ready.set)
+
+        def generate() -> None:
+            try:
+                for delta in () if gone.is_set() else generation:
+                    if gone.is_set():
+                        return
+                    if delta:
+                        put(delta)
+                put(None)
+            except Exception as error:
+                put(error)
+            finally:
+                generation.close()
+
+        self._thread.submit(generate)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                count = len(items)
+                batch, last = items[:count], items[count - 1]
+                del items[:count]
+                if deltas := [item for item in batch if isinstance(item, dict)]:
+                    yield deltas
+                if isinstance(last, Exception):
+                    raise last
+                if last is None:
+                    return
+        finally:
+            gone.set()
+
+    def close(self) -> None:
+        """Take no more work and forget the engines."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._engines.clear()
+
+    def _load(self, path: Path) -> LlamaEngine:
+        architecture = GGUFHeader.read(path).metadata
+        trained = architecture.get(f"{architecture.get('general.architecture')}.context_length", self._context_length)
+        return LlamaEngine(path, min(self._context_length, int(trained)), self._threads)

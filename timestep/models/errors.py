@@ -1,0 +1,52 @@
+"""Errors over HTTP, in OpenAI's shape: one mapping for the model server and the public one."""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from timestep.errors import NotFoundError, TimestepError
+
+logger = logging.getLogger(__name__)
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """``{"error": {message, type, param, code}}``; a bug's text stays in the log."""
+    if not isinstance(error, TimestepError):
+        return _body("The server failed at this request; its log says why.", "server_error", code="internal_error")
+    code = f"{error.kind}_not_found" if isinstance(error, NotFoundError) else error.code
+    param = "model" if code == "model_not_found" else None
+    return _body(str(error), "invalid_request_error" if error.status < 500 else "server_error", param, code)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every failure of ``app`` in OpenAI's shape."""
+
+    @app.exception_handler(TimestepError)
+    async def _known(request: Request, error: TimestepError) -> JSONResponse:
+        return JSONResponse(error_body(error), error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        why = str(first["msg"]).removeprefix("Value error, ")
+        message = f"'{where}': {why}" if where else why
+        return JSONResponse(_body(message, "invalid_request_error", where or None, "invalid_request"), 400)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        return JSONResponse(_body(message, "invalid_request_error", code="invalid_request"), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return JSONResponse(error_body(error), 500)
+
+
+def _body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

