@@ -256,7 +256,7 @@ async def _start_detached(settings: Settings, report: Report) -> ServiceState:
     log, errors = _log_path(settings), settings.log_dir / "up.err"
     seen = log.stat().st_size if log.exists() else 0
     with errors.open("wb") as stream:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - it outlives this loop
             [sys.executable, "-m", "deployments.local"],
             env=detached_environment(settings),
             cwd=settings.run_dir,

@@ -115,7 +115,7 @@ def _socket_dir(preferred: Path, user: int | None) -> Path:
         return preferred
     owner = user if user is not None or sys.platform == "win32" else os.getuid()
     digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
-    return Path("/tmp") / f"timestep-{owner}-{digest}"  # noqa: S108 - checked for its owner when made
+    return Path("/tmp") / f"timestep-{owner}-{digest}"  # short; its owner is checked
 
 
 def _make_folder(path: Path, user: int | None, group: int | None) -> None:

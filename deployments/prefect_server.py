@@ -3,11 +3,7 @@
 Runs Prefect's own application; its command line is passed by, which saves a second of imports at every start.
 """
 
-import sys
-
 from timestep.settings import Settings, load_settings
-
-MODULE = "deployments.prefect_server"
 
 
 def server_environment(settings: Settings, database_url: str) -> dict[str, str]:
@@ -44,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -45,7 +45,7 @@ class ServiceState(BaseModel):
     def is_alive(self) -> bool:
         """Whether the process that wrote this state still runs."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
+            return bool(abs(psutil.Process(self.pid).create_time() - self.process_started) < 1)
         except psutil.NoSuchProcess:
             return False
 

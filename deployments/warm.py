@@ -1,0 +1,147 @@
+"""Prefect's process worker, whose flow runs start by fork from a warm interpreter instead of in a new one.
+
+Everything around the start is Prefect's own: one process per flow run, cancellation through its control channel,
+crash reports from the exit code, logs. Deployments that bring their own code or command get a new interpreter.
+"""
+
+import contextlib
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.flows import load_flow_from_flow_run
+from prefect.runner._control_channel import ControlChannel
+from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
+from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
+from prefect.settings import get_current_settings
+from prefect.utilities.processutils import sanitize_subprocess_env
+from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
+from pydantic import PrivateAttr
+
+from deployments.zygote import Zygote
+
+STOP_SECONDS = 2.5  # for a flow run to report itself crashed when its worker stops
+
+
+class WarmJobConfiguration(ProcessJobConfiguration):
+    """Knows whether the flow is part of what is installed, so that a warm interpreter has it."""
+
+    _installed: bool = PrivateAttr(default=False)
+
+    def prepare_for_flow_run(
+        self, flow_run: FlowRun, deployment: DeploymentResponse | None = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """As Prefect's, and looks where the deployment's code comes from."""
+        super().prepare_for_flow_run(flow_run, deployment, *args, **kwargs)
+        if deployment is not None and deployment.entrypoint and not self._command_configured:
+            # A module entrypoint has no colon: nothing is pulled, the module is imported.
+            self._installed = ":" not in deployment.entrypoint and not deployment.pull_steps
+
+
+class ForkStarter:
+    """Starts a flow run by fork; takes the place of Prefect's `EngineCommandStarter`."""
+
+    def __init__(
+        self, zygote: Zygote, configuration: ProcessJobConfiguration, cwd: Path, control: ControlChannel
+    ) -> None:
+        self._zygote, self._configuration, self._cwd, self._control = zygote, configuration, cwd, control
+
+    async def start(
+        self, flow_run: FlowRun, task_status: TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Start it, hand out its handle, return at its end. Cancelled, it ends the flow run first."""
+        environment: dict[str, str | None] = {
+            **os.environ,
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+            **self._configuration.env,
+            "PREFECT__FLOW_RUN_ID": str(flow_run.id),
+            "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",  # the worker runs them
+            **self._control_environment(flow_run),
+        }
+        try:
+            process = await self._zygote.start(
+                sanitize_subprocess_env(environment), self._cwd, quiet=not self._configuration.stream_output
+            )
+        except BaseException:
+            self._control.unregister(flow_run.id)
+            raise
+        handle: Any = process  # Prefect asks for `pid` and `returncode`, whatever it declares
+        task_status.started(ProcessHandle(handle, create_isolated_termination_scope(process.pid)))
+        try:
+            await process.wait()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                process.signal_group(signal.SIGTERM)
+                with anyio.move_on_after(STOP_SECONDS):
+                    await process.wait()
+                process.signal_group(signal.SIGKILL)
+            raise
+
+    def _control_environment(self, flow_run: FlowRun) -> dict[str, str]:
+        try:
+            port, token = self._control.register(flow_run.id)
+        except RuntimeError:  # no listener: cancelling falls back to signals
+            return {}
+        return {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
+
+
+class WarmWorker(ProcessWorker):
+    """A process worker with a zygote. Serves pools of type `process`, where stock workers can join it."""
+
+    job_configuration = WarmJobConfiguration
+
+    def __init__(self, *args: Any, zygote: Zygote, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._zygote = zygote
+
+    @classmethod
+    def __dispatch_key__(cls) -> str | None:
+        return None  # not looked up by type: `prefect worker start` keeps getting Prefect's own
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        """Run one flow run to its end; ``task_status`` gets its process id."""
+        installed = isinstance(configuration, WarmJobConfiguration) and configuration._installed
+        if not installed or not self._zygote.alive:
+            return await super().run(flow_run, configuration, task_status)
+        with contextlib.ExitStack() as stack:
+            cwd = configuration.working_dir or stack.enter_context(tempfile.TemporaryDirectory(suffix="prefect"))
+            result = await self._run_forked(flow_run, configuration, Path(cwd), task_status)
+        if result is None or result.status_code is None:
+            raise RuntimeError("Failed to start flow run process.")
+        return ProcessWorkerResult(status_code=result.status_code, identifier=str(result.handle.pid))
+
+    async def _run_forked(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        cwd: Path,
+        task_status: TaskStatus[int] | None,
+    ) -> FlowRunExecutionResult | None:
+        result: FlowRunExecutionResult | None = None
+        async with FlowRunExecutorContext() as context, anyio.create_task_group() as tasks:
+            executor = context.create_executor(
+                flow_run,
+                ForkStarter(self._zygote, configuration, cwd, context.control_channel),
+                resolve_flow=load_flow_from_flow_run,
+                propose_submitting=False,
+            )
+
+            async def execute(*, task_status: TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED) -> None:
+                nonlocal result
+                result = await executor.submit(task_status=task_status)
+
+            handle = await tasks.start(execute)
+            if task_status is not None:
+                task_status.started(handle.pid)
+        return result

@@ -1,0 +1,187 @@
+"""Flow runs that start in milliseconds: a process that has imported everything, and forks for each of them.
+
+The zygote is forked from the worker right after the imports, while there is one thread and no event loop, and it
+stays so: a fork of it is as good as a new interpreter. Zygote and worker talk JSON lines over a socket pair:
+``{"id", "environment", "cwd", "quiet"}`` asks for a flow run, ``{"id", "pid"}`` and later ``{"pid", "code"}`` answer.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import random
+import runpy
+import signal
+import socket
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+REQUEST_LIMIT = 4 << 20  # bytes of one request, an environment
+
+
+class ForkedProcess:
+    """A flow run's process: as much of `asyncio.subprocess.Process` as its worker needs."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+
+    async def wait(self) -> int:
+        """Its exit code, negative for a signal."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the process and to those it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def end(self, code: int) -> None:
+        """Record the exit."""
+        self.returncode = code
+        self._ended.set()
+
+
+class Zygote:
+    """The worker's side."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._asked: dict[int, asyncio.Future[ForkedProcess]] = {}
+        self._running: dict[int, ForkedProcess] = {}
+        self._count = 0
+        self._writer: asyncio.StreamWriter | None = None
+        self.alive = True
+
+    async def start(self, environment: dict[str, str], cwd: Path, *, quiet: bool) -> ForkedProcess:
+        """Fork a flow run. ConnectionError when the zygote has died."""
+        if self._writer is None:
+            reader, self._writer = await asyncio.open_connection(sock=self._connection)
+            self._listening = asyncio.create_task(self._listen(reader))
+        if not self.alive:
+            raise ConnectionError("The process that starts flow runs has died.")
+        self._count += 1
+        answer: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
+        self._asked[self._count] = answer
+        request = {"id": self._count, "environment": environment, "cwd": str(cwd), "quiet": quiet}
+        self._writer.write(json.dumps(request).encode() + b"\n")
+        return await answer
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        async for line in reader:
+            message = json.loads(line)
+            if "id" in message:
+                process = self._running[message["pid"]] = ForkedProcess(message["pid"])
+                self._asked.pop(message["id"]).set_result(process)
+            else:
+                self._running.pop(message["pid"]).end(message["code"])
+        self.alive = False
+        for answer in self._asked.values():
+            answer.set_exception(ConnectionError("The process that starts flow runs has died."))
+        # Nobody can tell their exit any more: end them, so that "crashed" is true.
+        for process in self._running.values():
+            process.signal_group(signal.SIGKILL)
+            process.end(-signal.SIGKILL)
+
+
+def fork_zygote() -> Zygote | None:
+    """Fork the zygote from this process. None where there is no fork, or threads already run (fork isn't safe then).
+
+    In the zygote, and in each flow run, this call doesn't return: it raises SystemExit at their end.
+    """
+    if sys.platform in ("win32", "darwin") or threading.active_count() > 1:
+        return None
+    ours, theirs = socket.socketpair()
+    gc.freeze()  # keep the collector from writing to pages that forks share
+    if os.fork() == 0:
+        ours.close()
+        raise SystemExit(_serve(theirs))
+    theirs.close()
+    return Zygote(ours)
+
+
+def _serve(connection: socket.socket) -> int:
+    """Fork for each request until the worker is gone, then wait for the flow runs that go on without it."""
+    waking, wake = os.pipe()
+    for end in (waking, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import select
+
+    children: set[int] = set()
+    pending = b""
+    while connection.fileno() >= 0 or children:
+        watched = [waking] if connection.fileno() < 0 else [waking, connection.fileno()]
+        readable, _, _ = select.select(watched, [], [])
+        if waking in readable:
+            with suppress(BlockingIOError):
+                os.read(waking, 4096)
+            _reap(connection, children)
+        if connection.fileno() in readable:
+            received = connection.recv(1 << 16)
+            if not received:
+                connection.close()
+            *lines, pending = (pending + received).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    connection.close()
+                    os.close(waking)
+                    return _run_flow(request, wake)
+                with suppress(OSError):  # in both, so that whoever comes first makes the group
+                    os.setpgid(pid, pid)
+                children.add(pid)
+                _tell(connection, {"id": request["id"], "pid": pid})
+    return 0
+
+
+def _reap(connection: socket.socket, children: set[int]) -> None:
+    for pid in list(children):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            children.discard(pid)
+            _tell(connection, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _tell(connection: socket.socket, message: dict[str, Any]) -> None:
+    with suppress(OSError):
+        connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _run_flow(request: dict[str, Any], wake: int) -> int:
+    """Be what `python -m prefect.engine` is in a new interpreter with this environment."""
+    signal.set_wakeup_fd(-1)
+    os.close(wake)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    if request["quiet"]:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(silence, stream)
+    if "numpy" in sys.modules:  # `random` sees to this itself
+        sys.modules["numpy"].random.seed(random.getrandbits(32))
+
+    from prefect.context import refresh_global_settings_context
+    from prefect.logging.configuration import setup_logging
+
+    refresh_global_settings_context()
+    setup_logging()
+    sys.argv = ["prefect.engine"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before: it was meant to be
+        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+    return 0
