@@ -17,21 +17,12 @@ from pydantic import BaseModel, Field
 
 from flows.step import step
 from flows.support import Services
-from storage.references import Reference
 from storage.store import ObjectStore
 from timestep import runs
+from timestep.agents.types import BatchOutput, StepOutput
 from timestep.errors import DatasetError, TimestepError
 
 DEPLOYMENT = "step/step"
-
-
-class BatchOutput(BaseModel):
-    """Counts of a batch, and where its results are: a JSONL file with one object per input line."""
-
-    total: int
-    completed: int
-    failed: int
-    output: Reference
 
 
 class Line(BaseModel):
@@ -40,7 +31,7 @@ class Line(BaseModel):
     line: int
     status: str
     step_id: str | None = None
-    output: Any = None
+    output: StepOutput | None = None
     error: str | None = None
 
 
@@ -56,7 +47,7 @@ async def batch(
         str,
         Field(
             title="Inputs",
-            description="JSONL file, a path or the key of a stored object; a line holds a step's parameters, or just its text.",
+            description="JSONL file: a path, or the key of a stored object. A line holds a step's parameters, or its text.",
         ),
     ],
     concurrency: Annotated[int, Field(title="Concurrency", description="Steps running at a time.", ge=1)] = 4,
@@ -121,7 +112,7 @@ def _parameters(text: str) -> dict[str, Any]:
 async def _result(number: int, run: FlowRun) -> Line:
     step_id = str(run.id)
     try:
-        output = await runs.result(run)
+        output = StepOutput.model_validate(await runs.result(run))
     except TimestepError as error:
         return Line(line=number, status="failed", step_id=step_id, error=str(error))
     return Line(line=number, status="completed", step_id=step_id, output=output)
@@ -138,7 +129,7 @@ def _table(results: list[Line]) -> list[dict[str, Any]]:
             "line": result.line,
             "status": result.status,
             "step": f"[{result.step_id[:8]}]({ui}/runs/flow-run/{result.step_id})" if result.step_id else "",
-            "result": result.error or str(getattr(result.output, "output", ""))[:200],
+            "result": result.error or str(result.output.output if result.output else "")[:200],
         }
         for result in results
     ]

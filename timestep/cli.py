@@ -98,8 +98,10 @@ def status(home: Home = None, as_json: Json = False) -> None:
         print(state.model_dump_json())
         return
     print("ready" if state.ready else "starting")
-    for name, url in state.urls.items():
+    for name, url in state.urls.model_dump().items():
         print(f"  {name:<14} {url}")
+    for name, child in state.children.items():
+        print(f"  {name:<14} pid {child.pid}, {child.restarts} restarts")
 
 
 @app.command()
@@ -185,9 +187,11 @@ def batch(
 ) -> None:
     """Run each line of a JSONL file as a step; results in the order of the lines."""
     from storage.store import ObjectStore
+    from timestep.agents.types import BatchOutput
 
     settings = _service(home)
-    result = _run(_follow(settings, "batch/batch", {"inputs": _upload(inputs, home), "concurrency": concurrency}))
+    parameters = {"inputs": _upload(inputs, home), "concurrency": concurrency}
+    result = BatchOutput.model_validate(_run(_follow(settings, "batch/batch", parameters)))
     text = _run(ObjectStore.open(settings.storage).get(result.output)).decode()
     if out is not None:
         out.write_text(text)
@@ -212,7 +216,7 @@ def _service(home: Path | None) -> Any:
     state = read_status(settings)
     if state is None:
         return settings
-    return settings.model_copy(update={"prefect_api_url": state.urls["prefect_api"]})
+    return settings.model_copy(update={"prefect_api_url": state.urls.prefect_api})
 
 
 def _upload(path: Path, home: Path | None) -> str:
@@ -226,7 +230,9 @@ def _upload(path: Path, home: Path | None) -> str:
 
 
 def _step(parameters: dict[str, Any], home: Path | None, as_json: bool) -> None:
-    output = _run(_follow(_service(home), "step/step", parameters))
+    from timestep.agents.types import StepOutput
+
+    output = StepOutput.model_validate(_run(_follow(_service(home), "step/step", parameters)))
     if as_json:
         print(output.model_dump_json())
     elif output.training is not None:

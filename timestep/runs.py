@@ -31,7 +31,7 @@ class RunFailedError(TimestepError):
 
     def __init__(self, run: FlowRun) -> None:
         state = run.state
-        words = (state.message if state else None) or (state.name if state else "unknown")
+        words = (state and (state.message or state.name)) or "It never started."
         # Prefect wraps an exception as "Flow run encountered an exception: Kind: words".
         words = words.removeprefix("Flow run encountered an exception: ").removeprefix("Task run encountered an ")
         super().__init__(words)
@@ -102,7 +102,7 @@ async def follow(
     state = progress = None
     while True:
         run = await client.read_flow_run(run_id)
-        if run.state is not None and run.state.name != state:
+        if run.state is not None and run.state.name and run.state.name != state:
             state = run.state.name
             on_state(state)
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))

@@ -213,10 +213,17 @@ class DurableModel(Model):
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
         # One completed event: what a resumed run could replay. Agents as tools may ask for a stream.
         response = await self.get_response(*args, **kwargs)
-        whole = Response.model_construct(
-            id=response.response_id or "", output=response.output, usage=None, object="response", model=self.name
+        whole = Response(
+            id=response.response_id or "resp",
+            created_at=time.time(),
+            model=self.name,
+            object="response",
+            output=response.output,
+            parallel_tool_calls=True,
+            tool_choice="auto",
+            tools=[],
         )
-        yield ResponseCompletedEvent.model_construct(type="response.completed", response=whole, sequence_number=0)
+        yield ResponseCompletedEvent(type="response.completed", response=whole, sequence_number=0)
 
 
 def _durable_tool(tool: Tool) -> Tool:
@@ -272,7 +279,7 @@ def _is_forced(tool_choice: Any) -> bool:
 
 def _messages(system: str | None, input: Any, response: ModelResponse) -> list[dict[str, Any]]:
     """The conversation so far as chat messages, the way a chat-completions server is sent it."""
-    items = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
+    items: list[Any] = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
     messages: list[Any] = Converter.items_to_messages([*items, *response.to_input_items()])
     return [{"role": "system", "content": system}] * bool(system) + [dict(message) for message in messages]
 

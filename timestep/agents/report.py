@@ -67,8 +67,8 @@ def training_summary(output: StepOutput) -> str:
 
 def _message(message: dict[str, Any]) -> str:
     parts = [_text(message["content"])] if message.get("content") else []
-    for call in message.get("tool_calls") or []:
-        parts.append(f"→ `{call['function']['name']}({call['function']['arguments']})`")
+    calls = [call["function"] for call in message.get("tool_calls") or []]
+    parts += [f"→ `{call['name']}({call['arguments']})`" for call in calls]
     return "\n\n".join(parts)
 
 

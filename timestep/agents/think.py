@@ -79,9 +79,7 @@ async def _run(
     request: Thinking, settings: Settings, store: ObjectStore, step: DurableStep, agent: Agent[Any], model_name: str
 ) -> StepOutput:
     context = StepContext(request.step_id, agent.name, store, workspace=f"workspaces/{agent.name}")
-    items: list[Any] = (
-        [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
-    )
+    items: list[Any] = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     try:
         async with _Session(request, settings) as session:
             result = await run_durably(
@@ -103,9 +101,7 @@ async def _run(
     return _output(request, step, result, agent, model_name)
 
 
-def _output(
-    request: Thinking, step: DurableStep, result: RunResult, agent: Agent[Any], model_name: str
-) -> StepOutput:
+def _output(request: Thinking, step: DurableStep, result: RunResult, agent: Agent[Any], model_name: str) -> StepOutput:
     final = result.final_output
     usage = result.context_wrapper.usage
     return StepOutput(
@@ -128,10 +124,8 @@ def _output(
 
 def tool_calls(result: RunResult) -> list[ToolCall]:
     """The run's tool calls in order, each with what came back."""
-    items = [item.to_input_item() for item in result.new_items]
-    outputs = {
-        item.get("call_id"): str(item["output"]) for item in items if item.get("type") == "function_call_output"
-    }
+    items: list[dict[str, Any]] = [dict(item.to_input_item()) for item in result.new_items]
+    outputs = {item.get("call_id"): str(item["output"]) for item in items if item.get("type") == "function_call_output"}
     return [
         ToolCall(name=str(item["name"]), arguments=str(item["arguments"]), output=outputs.get(item["call_id"]))
         for item in items

@@ -152,3 +152,12 @@ class StepOutput(BaseModel):
     usage: Usage = Field(default_factory=Usage)
     artifacts: dict[str, Reference] = Field(default_factory=dict)
     training: TrainingOutcome | None = None
+
+
+class BatchOutput(BaseModel):
+    """Counts of a batch, and where its results are: a JSONL file with one object per input line."""
+
+    total: int
+    completed: int
+    failed: int
+    output: Reference

@@ -2,9 +2,8 @@
 
 import functools
 
-import httpx
 from agents import Model, MultiProvider, OpenAIChatCompletionsModel
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
 from timestep.errors import ServiceUnavailableError
 from timestep.settings import Settings
@@ -43,5 +42,6 @@ def _client(url: str) -> AsyncOpenAI:
         base_url=f"{url.rstrip('/')}/v1",
         api_key="local",
         max_retries=2,
-        http_client=httpx.AsyncClient(timeout=httpx.Timeout(600, connect=5), verify=url.startswith("https")),
+        timeout=Timeout(600, connect=5),
+        http_client=DefaultAsyncHttpxClient(verify=url.startswith("https")),
     )

@@ -1,0 +1,91 @@
+"""Fixtures of the whole suite: one real service, started by the command that users type."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timestep.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    """A port nobody listens on at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """A running service and the command line that talks to it."""
+
+    home: Path
+    port: int
+    prefect_port: int
+    agents: Path
+
+    @property
+    def prefect_api(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @property
+    def calls(self) -> list[str]:
+        """What the scripted agents really executed, without process ids."""
+        log = self.agents.with_name("calls.log")
+        return [line.rsplit(" ", 1)[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+    def clear_calls(self) -> None:
+        self.agents.with_name("calls.log").unlink(missing_ok=True)
+
+    def run(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run ``timestep`` with these arguments on this home."""
+        command = [sys.executable, "-m", "timestep", *arguments, "--home", str(self.home)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment(), check=False
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{command}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def json(self, *arguments: str, timeout: float = 300) -> dict[str, Any]:
+        """Run ``timestep`` with ``--json`` and parse what it prints."""
+        return dict(json.loads(self.run(*arguments, "--json", timeout=timeout).stdout))
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child: the checkout importable, the toolchain shared, nobody's own settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TIMESTEP_", "PREFECT_"))}
+    return kept | {"TIMESTEP_TOOLCHAIN": str(toolchain_dir()), "PYTHONPATH": str(ROOT)}
+
+
+def toolchain_dir() -> Path:
+    """Built once per machine: the toolchain of the default home."""
+    return Path(os.environ.get("TIMESTEP_TOOLCHAIN") or Settings().toolchain_dir)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """``timestep up --detach`` on an empty home and free ports; stopped at the end of the suite."""
+    # A short path: PostgreSQL's socket lies under it and may have at most 107 characters.
+    home = Path(tempfile.mkdtemp(prefix="ts-"))
+    agents = home / "agents.py"
+    shutil.copy(Path(__file__).with_name("agents_file.py"), agents)
+    running = Service(home, free_port(), free_port(), agents)
+    try:
+        ports = ["--port", str(running.port), "--prefect-port", str(running.prefect_port)]
+        running.run("up", "--detach", *ports, "--agents", str(agents), timeout=180)
+        yield running
+    finally:
+        running.run("down", check=False)
+        shutil.rmtree(home, ignore_errors=True)
