@@ -6,10 +6,13 @@ import re
 
 import requests
 from libcloud.common.exceptions import BaseHTTPError
-from libcloud.common.types import InvalidCredsError
+from libcloud.common.types import InvalidCredsError, LibcloudError
 from libcloud.storage.types import ContainerDoesNotExistError, ObjectDoesNotExistError
 
 from timestep.errors import NotFoundError, StorageError, TimestepError
+
+# What a driver raises when something is wrong with the storage. Anything else is a bug, and keeps its traceback.
+DRIVER_ERRORS = (LibcloudError, BaseHTTPError, OSError, http.client.HTTPException)
 
 _TRANSIENT = (
     requests.ConnectionError,
@@ -29,8 +32,6 @@ class ShortReadError(ConnectionError):
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
-    if isinstance(error, TimestepError):
-        return False
     if isinstance(error, BaseHTTPError):
         return bool(error.code == 429 or error.code >= 500)
     return isinstance(error, _TRANSIENT) or bool(_STATUS.search(str(error)))
@@ -38,8 +39,6 @@ def is_transient(error: Exception) -> bool:
 
 def named(url: str, key: str, error: Exception) -> TimestepError:
     """``error``, which a driver raised for object ``key`` of the store at ``url``, as one of ours."""
-    if isinstance(error, TimestepError):
-        return error
     if isinstance(error, ObjectDoesNotExistError):
         return NotFoundError("object", key)
     if isinstance(error, ContainerDoesNotExistError):

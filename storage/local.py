@@ -18,13 +18,13 @@ from libcloud.storage.drivers.local import LocalStorageDriver
 from libcloud.storage.types import ObjectDoesNotExistError
 
 from storage.references import check_key
+from storage.source import CHUNK
 from timestep.errors import UsageError
 
 # Unfinished writes, on the same file system as the objects so that a rename is atomic. Never listed.
 TEMPORARY = ".timestep-tmp"
 # A writer that has not touched its file for this long was killed.
 ABANDONED_AFTER = 24 * 3600.0
-_CHUNK = 1 << 20
 
 
 class AtomicLocalDriver(LocalStorageDriver):
@@ -66,7 +66,7 @@ class AtomicLocalDriver(LocalStorageDriver):
         except FileNotFoundError:
             raise self._missing(obj.name) from None
         with file:
-            while chunk := file.read(chunk_size or _CHUNK):
+            while chunk := file.read(chunk_size or CHUNK):
                 yield chunk
 
     def upload_object(
@@ -74,7 +74,7 @@ class AtomicLocalDriver(LocalStorageDriver):
     ) -> Object:
         """Stores a file's bytes."""
         with Path(file_path).open("rb", buffering=0) as file:
-            return self.upload_object_via_stream(iter(lambda: file.read(_CHUNK), b""), container, object_name)
+            return self.upload_object_via_stream(iter(lambda: file.read(CHUNK), b""), container, object_name)
 
     def upload_object_via_stream(
         self, iterator: Iterable[bytes], container: Container, object_name: str, *args: Any, **kwargs: Any

@@ -11,7 +11,8 @@ from timestep.errors import NotFoundError
 
 Data = bytes | Path | Iterable[bytes] | AsyncIterable[bytes]
 
-CHUNK = 1 << 20
+# Bytes per read: what stays in the processor's cache between reading, hashing and writing.
+CHUNK = 256 << 10
 
 
 class Source:
@@ -27,7 +28,7 @@ class Source:
             raise NotFoundError("file", str(data))
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes from the start, 1 MiB at a time."""
+        """The bytes from the start, chunk by chunk."""
         if isinstance(self.data, bytes):
             view = memoryview(self.data)
             for start in range(0, len(view), CHUNK):

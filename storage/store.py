@@ -20,9 +20,9 @@ from libcloud.storage.types import ObjectDoesNotExistError
 
 from storage.digest import Digest
 from storage.drivers import Location, parse_url
-from storage.failures import is_transient, named
+from storage.failures import DRIVER_ERRORS, is_transient, named
 from storage.references import CONTENT_TYPE, ObjectStat, Reference, check_key
-from storage.source import CHUNK, Data, Source, as_source
+from storage.source import Data, Source, as_source
 from storage.transfer import receive, send, verify
 from timestep.errors import NotFoundError, StorageError
 
@@ -103,7 +103,7 @@ class ObjectStore:
 
         return await self._run(_key(what), work)
 
-    async def stream(self, what: str | Reference, chunk: int = CHUNK) -> AsyncIterator[bytes]:
+    async def stream(self, what: str | Reference, chunk: int = 1 << 20) -> AsyncIterator[bytes]:
         """The object's bytes, about ``chunk`` at a time. Errors as of :meth:`get`.
 
         A Reference is verified at the end of the stream, after its bytes were handed out: use
@@ -122,7 +122,7 @@ class ObjectStore:
                 yield piece
                 piece = await asyncio.to_thread(next, chunks, b"")
             verify(self.url, _reference(what), digest)
-        except Exception as error:
+        except DRIVER_ERRORS as error:
             raise named(self.url, key, error) from error
         self._idle.append(borrowed)
 
@@ -163,7 +163,7 @@ class ObjectStore:
                 for obj in page:
                     yield self._stat(obj)
                 page = await asyncio.to_thread(lambda: tuple(islice(found, PAGE)))
-        except Exception as error:
+        except DRIVER_ERRORS as error:
             raise named(self.url, prefix, error) from error
         self._idle.append(borrowed)
 
@@ -230,7 +230,7 @@ class ObjectStore:
         while True:
             try:
                 return await asyncio.to_thread(attempt)
-            except Exception as error:
+            except DRIVER_ERRORS as error:
                 delay = next(delays, None) if is_transient(error) else None
                 if delay is None:
                     raise named(self.url, key, error) from error
@@ -243,7 +243,7 @@ class ObjectStore:
         driver = self._location.connect()
         container = driver.get_container(self._location.container)
         # libcloud asks for the container before each object: once per driver is enough.
-        driver.get_container = lambda _name: container
+        driver.get_container = lambda container_name: container
         return Borrowed(driver, container)
 
     def _object(self, borrowed: Borrowed, key: str) -> Any:

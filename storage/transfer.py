@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,7 @@ def send(
 
 def receive(driver: Any, obj: Any, digest: Digest, chunk: int = CHUNK) -> Iterator[bytes]:
     """The object's bytes, passed through ``digest``; an error when fewer or more come than it has."""
-    with closing(digest.tee(driver.download_object_as_stream(obj, chunk_size=chunk))) as stream:
-        yield from stream
+    yield from digest.tee(driver.download_object_as_stream(obj, chunk_size=chunk))
     if digest.size != obj.size:
         raise ShortReadError(f"{digest.size} of {obj.size} bytes came")
 
