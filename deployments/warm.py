@@ -102,7 +102,7 @@ class WarmWorker(ProcessWorker):
 
     @classmethod
     def __dispatch_key__(cls) -> str | None:
-        return None  # not looked up by type: `prefect worker start` keeps getting Prefect's own
+        return "timestep-process"  # looked up as `process`, Prefect's own is still found
 
     async def run(
         self,

@@ -4,10 +4,12 @@ Registering happens here rather than in `up` because both need the flows importe
 """
 
 import asyncio
+import importlib
 import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -16,6 +18,8 @@ from prefect.workers.process import ProcessWorker
 
 from deployments.register import declared_deployments, register_deployment, register_work_pool
 from deployments.supervisor import EXIT_CONFIG
+from deployments.warm import WarmWorker
+from deployments.zygote import Zygote, fork_zygote
 from storage.block import save_default
 from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.database.engine import Database
@@ -23,21 +27,32 @@ from timestep.errors import TimestepError
 from timestep.models.registry import ModelRegistry
 from timestep.settings import Settings, load_settings
 
+# What a flow run needs before its first line: Prefect's engine, our flows with everything they import.
+WARM_MODULES = (
+    "prefect.engine",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "prefect.runner",
+    "flows.step",
+    "flows.batch",
+)
+
 
 def ready_file(settings: Settings) -> Path:
     """Holds the process id of the worker that is ready."""
     return settings.run_dir / "worker.ready"
 
 
-async def work(settings: Settings, agents: AgentRegistry) -> None:
-    """Register everything, then run flow runs until cancelled."""
+async def work(settings: Settings, agents: AgentRegistry, zygote: Zygote | None) -> None:
+    """Register everything, then run flow runs until cancelled; without a zygote each in a new interpreter."""
     await _wait_until_healthy(f"{settings.prefect_api}/health")
     await asyncio.gather(_declare_models(settings, agents), _register(settings))
 
     def started(*_: object) -> None:
         ready_file(settings).write_text(str(os.getpid()))
 
-    worker = ProcessWorker(settings.work_pool, name="local", limit=settings.worker_limit)
+    kind = ProcessWorker if zygote is None else partial(WarmWorker, zygote=zygote)
+    worker = kind(settings.work_pool, name="local", limit=settings.worker_limit)
     await worker.start(printer=started)
 
 
@@ -70,8 +85,8 @@ async def _wait_until_healthy(url: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _until_signal(settings: Settings, agents: AgentRegistry) -> None:
-    task = asyncio.ensure_future(work(settings, agents))
+async def _until_signal(settings: Settings, agents: AgentRegistry, zygote: Zygote | None) -> None:
+    task = asyncio.ensure_future(work(settings, agents, zygote))
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -86,9 +101,14 @@ def main() -> int:
     """Work until told to stop. An error in what the user gave us ends with EX_CONFIG: a restart can't help."""
     settings = load_settings()
     ready_file(settings).unlink(missing_ok=True)
+    for module in WARM_MODULES:
+        importlib.import_module(module)
+    zygote = fork_zygote()
+    if zygote is None:
+        print("No warm start of flow runs here: each gets a new interpreter.", flush=True)
     try:
-        agents = load_registry(settings)
-        asyncio.run(_until_signal(settings, agents))
+        agents = load_registry(settings)  # after the fork: agents files are read anew by each flow run
+        asyncio.run(_until_signal(settings, agents, zygote))
     except TimestepError as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG if error.status < 500 else 1
