@@ -13,10 +13,10 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from flows.step import step
-from flows.support import Services
+from flows.support import Services, shown
 from storage.store import ObjectStore
 from timestep import runs
 from timestep.agents.types import BatchOutput, StepOutput
@@ -44,16 +44,10 @@ class Line(BaseModel):
 )
 async def batch(
     inputs: Annotated[
-        str,
-        Field(
-            title="Inputs",
-            description="JSONL file: a path, or the key of a stored object. A line holds a step's parameters, or its text.",
-        ),
+        str, shown("Inputs", "JSONL file, a path or a stored object's key. A line: a step's parameters, or its text.")
     ],
-    concurrency: Annotated[int, Field(title="Concurrency", description="Steps running at a time.", ge=1)] = 4,
-    output: Annotated[
-        str | None, Field(title="Output", description="Path to write the results to, beside the stored object.")
-    ] = None,
+    concurrency: Annotated[int, shown("Concurrency", "Steps running at a time.", ge=1)] = 4,
+    output: Annotated[str | None, shown("Output", "Path to write the results to, beside the stored object.")] = None,
 ) -> BatchOutput:
     """Run a batch of steps; a bad line fails that line only."""
     store = Services.open().store

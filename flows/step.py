@@ -4,12 +4,14 @@ from typing import Annotated, Any
 
 from prefect import flow
 from prefect.runtime import flow_run
-from pydantic import Field
 
-from flows.support import Services, publish
+from flows.support import Services, publish, shown
 from timestep.agents import report
 from timestep.agents.think import Thinking, think
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
+
+THINKING = InferenceSettings()
+LEARNING = TrainingSettings()
 
 
 @flow(
@@ -23,26 +25,18 @@ from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingS
 async def step(
     input: Annotated[
         str | list[dict[str, Any]],
-        Field(title="Input", description="What the agent should do: text, or OpenAI-style input items."),
+        shown("Input", "What the agent should do: text, or OpenAI-style input items."),
     ] = "",
-    agent: Annotated[str, Field(title="Agent", description="Name of a registered agent.")] = "assistant",
-    mode: Annotated[
-        Mode, Field(title="Mode", description="inference: the agent thinks. training: its model learns.")
-    ] = Mode.INFERENCE,
-    session_id: Annotated[
-        str | None, Field(title="Session", description="Steps of one session share their conversation.")
-    ] = None,
+    agent: Annotated[str, shown("Agent", "Name of a registered agent.")] = "assistant",
+    mode: Annotated[Mode, shown("Mode", "inference: the agent thinks. training: its model learns.")] = Mode.INFERENCE,
+    session_id: Annotated[str | None, shown("Session", "Steps of one session share their conversation.")] = None,
     model: Annotated[
         str | None,
-        Field(title="Model", description="Instead of the agent's own: local/NAME[@VERSION] or a provider's model."),
+        shown("Model", "Instead of the agent's own: local/NAME, local/NAME@VERSION, or a provider's model."),
     ] = None,
-    max_turns: Annotated[int, Field(title="Max turns", description="Most model calls of the step.", ge=1)] = 10,
-    inference: Annotated[
-        InferenceSettings, Field(title="Inference", description="Used in inference mode.")
-    ] = InferenceSettings(),  # noqa: B008
-    training: Annotated[
-        TrainingSettings, Field(title="Training", description="Used in training mode.")
-    ] = TrainingSettings(),  # noqa: B008
+    max_turns: Annotated[int, shown("Max turns", "Most model calls of the step.", ge=1)] = 10,
+    inference: Annotated[InferenceSettings, shown("Inference", "Used in inference mode.")] = THINKING,
+    training: Annotated[TrainingSettings, shown("Training", "Used in training mode.")] = LEARNING,
 ) -> StepOutput:
     """Run one agent step; see the parameters' titles and descriptions."""
     services = Services.open()

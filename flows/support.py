@@ -6,12 +6,22 @@ from datetime import timedelta
 from typing import Any, Self
 
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from pydantic import Field
 
 from storage.references import Reference
 from storage.store import ObjectStore
 from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.agents.types import StepOutput
 from timestep.settings import Settings, load_settings
+
+
+def shown(title: str, description: str, **bounds: Any) -> Any:
+    """How the Prefect UI's form shows a flow parameter; goes into its ``Annotated`` type.
+
+    Prefect makes a field of its own around each parameter, titled by the parameter's name. What stands
+    in ``json_schema_extra`` is merged into the schema last, and wins.
+    """
+    return Field(json_schema_extra={"title": title, "description": description}, **bounds)
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,16 @@ class ToolChoice(StrEnum):
     NONE = "none"
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Prefect's database forgets the order of JSON keys; its form goes by ``position``."""
+    for position, name in enumerate(schema["properties"]):
+        schema["properties"][name]["position"] = position
+
+
 class InferenceSettings(BaseModel):
     """Settings of a step that thinks; empty fields leave the agent's own setting."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_in_order)
 
     temperature: float | None = Field(
         None, ge=0, le=2, title="Temperature", description="0 picks the likeliest token; higher values vary more."
@@ -65,7 +71,7 @@ class InferenceSettings(BaseModel):
 class TrainingSettings(BaseModel):
     """Settings of a step that learns."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_in_order)
 
     dataset: str = Field(
         "traces",
