@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from agents import Agent, function_tool
+from agents import Agent, ModelSettings, function_tool
 
 from tests.scripted import PlannedModel, append
 
@@ -61,3 +61,8 @@ sender = Agent(
     name="sender", handoffs=[receiver], model=PlannedModel([[("transfer_to_receiver", {})], "never said"], LOG)
 )
 receiver.handoffs = [sender]  # a circle
+
+# Two agents on one tiny local model: what one learns, the other must not.
+TINY = str(Path(__file__).with_name("tiny.gguf"))
+pupil = Agent(name="pupil", instructions="Answer.", model=TINY, model_settings=ModelSettings(max_tokens=8))
+classmate = Agent(name="classmate", instructions="Answer.", model=TINY, model_settings=ModelSettings(max_tokens=8))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_model import tiny_model
 from timestep.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +46,18 @@ class Service:
         log = self.agents.with_name("calls.log")
         return [line.rsplit(" ", 1)[0] for line in log.read_text().splitlines()] if log.exists() else []
 
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def dataset(self) -> Path:
+        """Training data for the tiny model: 24 short conversations, every third with a tool call."""
+        path = self.home / "dataset.jsonl"
+        if not path.exists():
+            path.write_text("".join(f"{json.dumps(conversation(n))}\n" for n in range(24)))
+        return path
+
     def clear_calls(self) -> None:
         self.agents.with_name("calls.log").unlink(missing_ok=True)
 
@@ -61,6 +74,25 @@ class Service:
     def json(self, *arguments: str, timeout: float = 300) -> dict[str, Any]:
         """Run ``timestep`` with ``--json`` and parse what it prints."""
         return dict(json.loads(self.run(*arguments, "--json", timeout=timeout).stdout))
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """One line of an OpenAI fine-tuning file."""
+    user = {"role": "user", "content": f"What is {number} plus {number}?"}
+    if number % 3:
+        return {"messages": [user, {"role": "assistant", "content": f"It is {2 * number}."}]}
+    function = {"name": "calculator", "arguments": json.dumps({"expression": f"{number}+{number}"})}
+    call = {"id": "call_1", "type": "function", "function": function}
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
+    return {
+        "messages": [
+            user,
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": str(2 * number)},
+            {"role": "assistant", "content": f"It is {2 * number}."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "calculator", "parameters": parameters}}],
+    }
 
 
 def environment() -> dict[str, str]:
@@ -81,6 +113,7 @@ def service() -> Iterator[Service]:
     home = Path(tempfile.mkdtemp(prefix="ts-"))
     agents = home / "agents.py"
     shutil.copy(Path(__file__).with_name("agents_file.py"), agents)
+    shutil.copy(tiny_model(home), home / "tiny.gguf")
     running = Service(home, free_port(), free_port(), agents)
     try:
         ports = ["--port", str(running.port), "--prefect-port", str(running.prefect_port)]
