@@ -27,15 +27,8 @@ from timestep.errors import TimestepError
 from timestep.models.registry import ModelRegistry
 from timestep.settings import Settings, load_settings
 
-# What a flow run needs before its first line: Prefect's engine, our flows with everything they import.
-WARM_MODULES = (
-    "prefect.engine",
-    "prefect.flow_engine",
-    "prefect.task_engine",
-    "prefect.runner",
-    "flows.step",
-    "flows.batch",
-)
+# What the worker and a flow run both need: our flows with everything they import.
+SHARED_MODULES = ("flows.step", "flows.batch")
 
 
 def ready_file(settings: Settings) -> Path:
@@ -101,7 +94,7 @@ def main() -> int:
     """Work until told to stop. An error in what the user gave us ends with EX_CONFIG: a restart can't help."""
     settings = load_settings()
     ready_file(settings).unlink(missing_ok=True)
-    for module in WARM_MODULES:
+    for module in SHARED_MODULES:
         importlib.import_module(module)
     zygote = fork_zygote()
     if zygote is None:

@@ -7,10 +7,12 @@ stays so: a fork of it is as good as a new interpreter. Zygote and worker talk J
 
 import asyncio
 import gc
+import importlib
 import json
 import os
 import random
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -20,7 +22,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-REQUEST_LIMIT = 4 << 20  # bytes of one request, an environment
+# What Prefect and libcloud import only when a flow run is under way.
+LATE_MODULES = (
+    "prefect.engine",
+    "prefect.task_engine",
+    "prefect._internal.metrics",
+    "prefect._vendor.croniter",
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "libcloud.storage.drivers.local",
+)
 
 
 class ForkedProcess:
@@ -98,7 +109,6 @@ def fork_zygote() -> Zygote | None:
     if sys.platform in ("win32", "darwin") or threading.active_count() > 1:
         return None
     ours, theirs = socket.socketpair()
-    gc.freeze()  # keep the collector from writing to pages that forks share
     if os.fork() == 0:
         ours.close()
         raise SystemExit(_serve(theirs))
@@ -108,14 +118,14 @@ def fork_zygote() -> Zygote | None:
 
 def _serve(connection: socket.socket) -> int:
     """Fork for each request until the worker is gone, then wait for the flow runs that go on without it."""
+    if not _warm_up():
+        return 1
     waking, wake = os.pipe()
     for end in (waking, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import select
-
     children: set[int] = set()
     pending = b""
     while connection.fileno() >= 0 or children:
@@ -142,6 +152,18 @@ def _serve(connection: socket.socket) -> int:
                 children.add(pid)
                 _tell(connection, {"id": request["id"], "pid": pid})
     return 0
+
+
+def _warm_up() -> bool:
+    """Import what the worker itself has no use for. False if that left threads behind, which a fork would lose."""
+    from prefect.plugins import load_prefect_collections
+
+    for module in LATE_MODULES:
+        with suppress(ImportError):  # private ones may move; the flow run imports what it needs
+            importlib.import_module(module)
+    load_prefect_collections()  # where a block is loaded, Prefect imports every collection that is installed
+    gc.freeze()  # keep the collector from writing to pages that forks share
+    return threading.active_count() == 1
 
 
 def _reap(connection: socket.socket, children: set[int]) -> None:
@@ -172,8 +194,8 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
         silence = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(silence, stream)
-    if "numpy" in sys.modules:  # `random` sees to this itself
-        sys.modules["numpy"].random.seed(random.getrandbits(32))
+    if "numpy.random" in sys.modules:  # `random` sees to this itself
+        sys.modules["numpy.random"].seed(random.getrandbits(32))
 
     from prefect.context import refresh_global_settings_context
     from prefect.logging.configuration import setup_logging
