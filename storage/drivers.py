@@ -30,7 +30,7 @@ DRIVERS = {
 }
 # libcloud's stub keeps no bytes.
 _REFUSED = {"dummy"}
-# Seconds to connect, and between two reads. libcloud sends uploads and downloads with no timeout at all.
+# Seconds to connect, and between two reads. libcloud itself sends uploads and downloads with no timeout.
 TIMEOUT = (10, 60)
 
 
@@ -61,6 +61,7 @@ class Location:
         except Exception as error:
             raise UsageError(f"Storage '{self.url}' can't be opened: {error}") from error
         session = driver.connection.connection.session
+        session.timeout = TIMEOUT
         session.send = functools.partial(session.send, timeout=TIMEOUT)
         return driver
 

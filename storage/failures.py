@@ -45,7 +45,7 @@ def named(url: str, key: str, error: Exception) -> TimestepError:
         return StorageError(url, "there is no such container. Create it first, or correct the URL.")
     if isinstance(error, InvalidCredsError):
         return StorageError(url, "the credentials are refused.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StorageError(url, f"no space left to store '{key}'.")
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return StorageError(url, f"object '{key}': {reason}" if key else reason)

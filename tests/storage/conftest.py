@@ -94,3 +94,9 @@ class CountingServer:
     async def stop(self) -> None:
         self._server.close()
         await self._server.wait_closed()
+
+
+@pytest.fixture
+def counting_server() -> type[CountingServer]:
+    """A server for scripted answers."""
+    return CountingServer
