@@ -19,7 +19,6 @@ from prefect.flows import load_flow_from_flow_run
 from prefect.runner._control_channel import ControlChannel
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
 from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
-from prefect.settings import get_current_settings
 from prefect.utilities.processutils import sanitize_subprocess_env
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 from pydantic import PrivateAttr
@@ -58,8 +57,7 @@ class ForkStarter:
         """Start it, hand out its handle, return at its end. Cancelled, it ends the flow run first."""
         environment: dict[str, str | None] = {
             **os.environ,
-            **get_current_settings().to_environment_variables(exclude_unset=True),
-            **self._configuration.env,
+            **self._configuration.env,  # Prefect's settings are among it
             "PREFECT__FLOW_RUN_ID": str(flow_run.id),
             "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",  # the worker runs them
             **self._control_environment(flow_run),

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -157,13 +158,20 @@ def _serve(connection: socket.socket) -> int:
 def _warm_up() -> bool:
     """Import what the worker itself has no use for. False if that left threads behind, which a fork would lose."""
     from prefect.plugins import load_prefect_collections
+    from prefect.settings import get_current_settings
 
     for module in LATE_MODULES:
         with suppress(ImportError):  # private ones may move; the flow run imports what it needs
             importlib.import_module(module)
     load_prefect_collections()  # where a block is loaded, Prefect imports every collection that is installed
+    # As the worker writes them to a flow run's environment, to see there whether any differs.
+    os.environ.update(get_current_settings().to_environment_variables(exclude_unset=True))
     gc.freeze()  # keep the collector from writing to pages that forks share
     return threading.active_count() == 1
+
+
+def _prefect_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in environment.items() if k.startswith("PREFECT_") and not k.startswith("PREFECT__")}
 
 
 def _reap(connection: socket.socket, children: set[int]) -> None:
@@ -187,6 +195,7 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(OSError):
         os.setpgid(0, 0)
+    changed = _prefect_settings(os.environ) != _prefect_settings(request["environment"])
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
@@ -197,11 +206,12 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
     if "numpy.random" in sys.modules:  # `random` sees to this itself
         sys.modules["numpy.random"].seed(random.getrandbits(32))
 
-    from prefect.context import refresh_global_settings_context
-    from prefect.logging.configuration import setup_logging
+    if changed:
+        from prefect.context import refresh_global_settings_context
+        from prefect.logging.configuration import setup_logging
 
-    refresh_global_settings_context()
-    setup_logging()
+        refresh_global_settings_context()
+        setup_logging()
     sys.argv = ["prefect.engine"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before: it was meant to be

@@ -55,11 +55,6 @@ class StorageBlock(WritableFileSystem):
         """As :meth:`awrite_path`; from synchronous code it blocks."""
         return await self.awrite_path(path, content)
 
-    def _resolve_path(self, path: str) -> str | None:
-        # Prefect takes a block that was never saved for a local folder and makes keys relative to it,
-        # unless the block says that it has none.
-        return None
-
 
 async def save_default(settings: Settings) -> str:
     """Saves the block that the service's flow runs use; returns its name, ``timestep-storage/default``."""

@@ -4,9 +4,9 @@ A script that counts calls would start over in a new process; this one reads the
 in its input, so that a resumed step goes on where it was. Each real call is appended to a log.
 """
 
+import asyncio
 import json
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class PlannedModel(Model):
             turn += 1
         if self.log is not None:
             append(self.log, f"model {turn}")
-        time.sleep(self.seconds)
+        await asyncio.sleep(self.seconds)
         return ModelResponse(
             output=answer(self.plan[turn]), usage=Usage(1, 10, output_tokens=5, total_tokens=15), response_id=None
         )

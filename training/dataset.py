@@ -112,7 +112,7 @@ async def load_traces(
         except ValueError as error:
             loaded.skipped.append(f"Trace '{key}': {error}")
     if not loaded.conversations:
-        raise DatasetError("traces", f"the agent '{agent}' has none of completed steps to learn from.")
+        raise DatasetError("traces", f"the agent '{agent}' has no completed steps to learn from.")
     return loaded
 
 

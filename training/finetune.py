@@ -21,6 +21,7 @@ from timestep.models.files import check_gguf
 from timestep.models.gguf import GGUFHeader
 from training.process import Finished, run_tool
 from training.toolchain import Toolchain
+from training.weights import graft
 
 WINDOW_MULTIPLE = 256  # llama.cpp rounds a context up to multiples of this
 RECENT = 8  # windows that the reported loss is averaged over
@@ -53,12 +54,6 @@ def file_type(model: Path) -> str:
     """Type of a model file's weights as llama-quantize names it, such as ``Q4_1``."""
     number = GGUFHeader.read(model).metadata.get("general.file_type", 0)
     return gguf.LlamaFileType(number).name.removeprefix("ALL_").removeprefix("MOSTLY_")
-
-
-def embedding_type(model: Path) -> str:
-    """Type of a model file's token embeddings, which often differs from that of its other weights."""
-    tensors = gguf.GGUFReader(model).tensors
-    return next((tensor.tensor_type.name for tensor in tensors if tensor.name == "token_embd.weight"), file_type(model))
 
 
 def longest_context(model: Path) -> int:
@@ -146,7 +141,7 @@ async def run_epoch(
             raise TrainingError(f"llama-finetune trained on nothing in epoch {epoch}.", finished.tail)
         _check_whole(raw, finished)
         seconds = time.monotonic() - start
-        await asyncio.to_thread(_graft, model_f32, raw, unfinished)
+        await asyncio.to_thread(graft, model_f32, raw, unfinished)
         unfinished.rename(out)
     finally:
         raw.unlink(missing_ok=True)
@@ -232,15 +227,3 @@ def _check_whole(path: Path, finished: Finished) -> None:
             f"Out of disk: '{path.parent}' has {free:.0f} MB free, and '{path.name}' was not written whole.",
             finished.tail,
         ) from error
-
-
-def _graft(base: Path, trained: Path, out: Path) -> None:
-    """Write ``base`` with the weights of ``trained``: llama-finetune drops the chat template and the context length."""
-    shutil.copyfile(base, out)
-    target, source = gguf.GGUFReader(out, "r+"), gguf.GGUFReader(trained, "r")
-    weights = {tensor.name: tensor.data for tensor in source.tensors}
-    if missing := {tensor.name for tensor in target.tensors} - weights.keys():
-        raise TrainingError(f"llama-finetune did not write the weights {', '.join(sorted(missing)[:3])}.")
-    for tensor in target.tensors:
-        tensor.data[:] = weights[tensor.name]
-    target.data.flush()

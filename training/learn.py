@@ -29,6 +29,7 @@ from training import finetune
 from training.evaluate import Evaluation, better, evaluate
 from training.tokenizer import Tokenizer
 from training.toolchain import Toolchain, ensure_toolchain
+from training.weights import embedding_type
 
 Model = TypeVar("Model", bound=BaseModel)
 Unit = Callable[[str, Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -257,7 +258,7 @@ class Workshop:
         """``f32`` in the recipe's type; where it names none, in the types of the served file."""
         wanted = self.job.recipe.quantization
         type_name = wanted or finetune.file_type(served)
-        embeddings = None if wanted else await asyncio.to_thread(finetune.embedding_type, served)
+        embeddings = None if wanted else await asyncio.to_thread(embedding_type, served)
         self.say(f"quantising to {type_name}")
         return await finetune.quantize(tools, f32, self.folder / f"{name}.gguf", type_name, embeddings)
 

@@ -1,33 +1,44 @@
 """The tokenizer of a model file, as llama-finetune and the server use it: special tokens parsed as such."""
 
+import logging
 from pathlib import Path
 
-from llama_cpp import Llama
+import llama_cpp
+
+from timestep.errors import ModelFileError
 
 
 class Tokenizer:
-    """Tokens of a text; only the vocabulary of the model is loaded (some 0.3 s).
+    """Tokens of a text; only the vocabulary of the model is loaded (some 0.2 s).
 
     ``first_token`` is the text of the beginning-of-sequence token where the model wants one in front of
     every sequence, else empty; ``padding`` that of the token that fills windows.
     """
 
     def __init__(self, gguf: Path) -> None:
-        self._llama = Llama(str(gguf), vocab_only=True, verbose=False)
-        metadata = self.metadata = dict(self._llama.metadata)
-        self.context_length = int(metadata[f"{metadata['general.architecture']}.context_length"])
-        eos = self._llama.token_eos()
-        self.padding = self._text(int(metadata.get("tokenizer.ggml.padding_token_id", eos)))
-        adds_first = len(self._llama.tokenize(b"", add_bos=True, special=True)) > 0
-        self.first_token = self._text(self._llama.token_bos()) if adds_first else ""
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
+        parameters = llama_cpp.llama_model_default_params()
+        parameters.vocab_only = True
+        self._model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), parameters)
+        if not self._model:
+            raise ModelFileError(gguf, "llama.cpp can't read its vocabulary")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        padding = llama_cpp.llama_vocab_pad(self._vocab)
+        self.padding = self._text(padding if padding >= 0 else llama_cpp.llama_vocab_eos(self._vocab))
+        adds_first = llama_cpp.llama_vocab_get_add_bos(self._vocab)
+        self.first_token = self._text(llama_cpp.llama_vocab_bos(self._vocab)) if adds_first else ""
 
     def __call__(self, text: str) -> list[int]:
         """Tokens of ``text`` as it stands: nothing is added in front."""
-        return list(self._llama.tokenize(text.encode(), add_bos=False, special=True))
+        data = text.encode()
+        room = len(data) + 1
+        tokens = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        return list(tokens[:count])
 
     def close(self) -> None:
         """Free the vocabulary."""
-        self._llama.close()
+        llama_cpp.llama_model_free(self._model)
 
     def _text(self, token: int) -> str:
-        return bytes(self._llama.detokenize([token], special=True)).decode()
+        return bytes(llama_cpp.llama_vocab_get_text(self._vocab, token)).decode()

@@ -49,7 +49,7 @@ async def test_every_model_and_tool_call_is_a_persisted_task(service: Service, c
     assert sorted(service.calls) == ["model 0", "model 1", "model 2", "tool one", "tool one", "tool two"]
     names = await task_states(client, run.id)
     assert [state for _, state in names] == ["Completed"] * 6
-    units = [entry.key async for entry in store(service).list(f"steps/{run.id}/units/")]
+    units = [entry.key async for entry in store(service).list(f"results/steps/{run.id}/units/")]
     assert len(units) == 6
 
 
@@ -77,7 +77,7 @@ async def test_agents_as_tools_and_circular_handoffs_are_durable_too(service: Se
     run, output = await run_step(client, input="go", agent="manager")
     assert output.output == "managed"
     assert "tool deep" in service.calls
-    units = [entry.key async for entry in store(service).list(f"steps/{run.id}/units/")]
+    units = [entry.key async for entry in store(service).list(f"results/steps/{run.id}/units/")]
     assert any("manager/0/0/specialist/0/0-" in key for key in units)
     _, output = await run_step(client, input="go", agent="sender")
     assert output.output == "received"
@@ -107,7 +107,7 @@ async def test_killed_step_set_to_scheduled_repeats_no_finished_unit(service: Se
 async def test_failing_tool_is_an_answer_for_the_model(client: PrefectClient) -> None:
     _, output = await run_step(client, input="go", agent="clumsy")
     assert output.output == "it failed"
-    assert "this tool is broken" in str(output.tool_calls[0].output)
+    assert "error occurred while running the tool" in str(output.tool_calls[0].output)
 
 
 async def test_too_many_turns_fails_with_the_setting_to_raise(client: PrefectClient) -> None:

@@ -19,7 +19,9 @@ def screenshots() -> Path | None:
 
 
 async def open_form(page: Page, service: Service) -> None:
-    deployment = httpx.get(f"{service.prefect_api}/deployments/name/step/step").json()["id"]
+    async with httpx.AsyncClient() as client:
+        found = await client.get(f"{service.prefect_api}/deployments/name/step/step")
+    deployment = found.json()["id"]
     await page.goto(f"http://127.0.0.1:{service.prefect_port}/deployments/deployment/{deployment}/run")
     await expect(page.get_by_text("Max turns").first).to_be_visible(timeout=60 * SECONDS)
 

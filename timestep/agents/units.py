@@ -27,7 +27,7 @@ def fingerprint(request: Any) -> str:
 
 
 def unit_key(step_id: str, position: str, request: Any) -> str:
-    """Storage key under which the unit's result is recorded."""
+    """Storage key under which the unit's result is recorded, below the result block's own prefix."""
     return f"steps/{step_id}/units/{position}-{fingerprint(request)}"
 
 
