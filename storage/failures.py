@@ -46,6 +46,6 @@ def named(url: str, key: str, error: Exception) -> TimestepError:
     if isinstance(error, InvalidCredsError):
         return StorageError(url, "the credentials are refused.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageError(url, f"no space left to store '{key}'.")
+        return StorageError(url, f"no space left for object '{key}'.")
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return StorageError(url, f"object '{key}': {reason}" if key else reason)

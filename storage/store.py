@@ -52,6 +52,10 @@ class ObjectStore:
         self._location = location
         self._idle: list[Borrowed] = []
 
+    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[Location]]:
+        """Another process gets the place, and makes connections of its own."""
+        return ObjectStore, (self._location,)
+
     @classmethod
     def open(cls, url: str) -> "ObjectStore":
         """The store at ``url`` (see :mod:`storage.drivers`); connects on first use.

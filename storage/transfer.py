@@ -11,7 +11,8 @@ from storage.references import Reference
 from storage.source import CHUNK, Source
 from timestep.errors import IntegrityError
 
-# Up to here an object goes in one request, whose checksum libcloud compares; above, driver by driver in parts.
+# Up to here an object goes in one request, whose checksum libcloud compares; above, in parts
+# where the driver has them (S3: of 5 MiB, so an object may have 48 GiB).
 SINGLE_REQUEST = 5 << 20
 
 

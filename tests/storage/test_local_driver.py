@@ -108,7 +108,7 @@ async def test_a_file_that_finds_no_room_leaves_the_old_object(local: ObjectStor
         text=True,
         check=True,
     )
-    assert "no space left to store 'a'" in done.stdout
+    assert "no space left for object 'a'" in done.stdout
     assert await local.get("a") == b"old"
     assert list((folder / TEMPORARY).iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -179,6 +180,12 @@ async def test_a_presigned_url_needs_no_credentials(store: ObjectStore) -> None:
 async def test_two_stores_on_one_url_share_objects(store_url: str) -> None:
     await ObjectStore.open(store_url).put("a", b"1")
     assert await ObjectStore.open(store_url).get("a") == b"1"
+
+
+async def test_a_store_travels_to_another_process_without_its_connections(store: ObjectStore) -> None:
+    await store.put("a", b"1")
+    copy = pickle.loads(pickle.dumps(store))
+    assert (copy.url, await copy.get("a")) == (store.url, b"1")
 
 
 def test_a_store_serves_one_event_loop_after_another(store: ObjectStore) -> None:
