@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -149,7 +150,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="'traces', or an OpenAI fine-tuning JSONL file.")] = "traces",
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     learning_rate: Annotated[float, typer.Option()] = 3e-5,
-    context_length: Annotated[int, typer.Option(min=32, help="Tokens in one window.")] = 512,
+    context_length: Annotated[int, typer.Option(min=256, help="Tokens in one window; a multiple of 256.")] = 512,
     batch: Annotated[int, typer.Option(min=0, help="Tokens in one optimiser step; 0 for one window.")] = 0,
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     validation_split: Annotated[float, typer.Option(min=0, max=0.9)] = 0.1,
@@ -250,6 +251,8 @@ async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) ->
     from timestep import runs
 
     console = Console(stderr=True, highlight=False)
+    # Prefect's client logs what only a worker's operator needs.
+    logging.getLogger("prefect").setLevel(logging.CRITICAL)
     async with runs.connect(settings.prefect_api) as client:
         run = await runs.start(client, deployment, parameters)
         base = settings.prefect_api.removesuffix("/api")

@@ -105,8 +105,8 @@ def epoch_process(run_id: str, epoch: int) -> psutil.Process | None:
 
 async def test_trains_on_the_agents_own_traces(service: Service, client: PrefectClient) -> None:
     for number in range(4):
-        await run_step(client, input=f"What is {number} plus {number}? " * 4, agent="classmate")
-    training = {"dataset": "traces", **QUICK, "epochs": 1, "context_length": 64, "promote": "never"}
+        await run_step(client, input=f"What is {number} plus {number}? " * 12, agent="classmate")
+    training = {"dataset": "traces", **QUICK, "epochs": 1, "promote": "never"}
     _, output = await run_step(client, agent="classmate", mode="training", training=training)
     assert output.training is not None
     assert output.training.conversations + output.training.held_out >= 4
@@ -140,7 +140,7 @@ async def test_empty_absent_and_too_long_are_refused(service: Service, client: P
     cases = [
         ({"dataset": str(empty)}, "empty"),
         ({"dataset": str(tmp_path / "nowhere.jsonl")}, "nowhere.jsonl"),
-        ({"context_length": 100_000}, "100"),
+        ({"context_length": 256 * 400}, "102400"),
         ({"quantization": "Q8_9"}, "Q8_0"),
     ]
     for changes, expected in cases:

@@ -90,7 +90,11 @@ class TrainingSettings(BaseModel):
         3e-5, gt=0, lt=1, title="Learning rate", description="Step size of the optimiser, constant over an epoch."
     )
     context_length: int = Field(
-        512, ge=32, title="Context length", description="Tokens in one training window; longer conversations are cut."
+        512,
+        ge=256,
+        multiple_of=256,
+        title="Context length",
+        description="Tokens in one training window, a multiple of 256; longer conversations are cut.",
     )
     batch: int = Field(
         0, ge=0, title="Batch", description="Tokens in one optimiser step; 0 means one window, else a divisor of it."
