@@ -5,6 +5,7 @@ whole. The optimiser's state lives in the llama-finetune process alone, so it st
 """
 
 import asyncio
+import errno
 import math
 import re
 import shutil
@@ -205,6 +206,8 @@ async def _tool(command: list[Any], log: Path, on_line: Callable[[str], None] | 
     try:
         return await run_tool(command, on_line=on_line, log=log)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise TrainingError(f"Out of disk: '{log.parent}' is full.") from error
         raise TrainingError(f"'{command[0]}' can't be run: {error.strerror}.") from error
 
 

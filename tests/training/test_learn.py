@@ -1,0 +1,202 @@
+"""A whole training run on the tiny model: what it leaves, how it goes on after a kill, and what it refuses."""
+
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.references import Reference
+from storage.store import ObjectStore
+from storage.traces import TraceStore
+from tests.training.conftest import talk
+from timestep.errors import DatasetError, TimestepError, UsageError
+from timestep.models.files import local_file
+from timestep.models.registry import ModelRegistry, ModelVersion
+from timestep.settings import Settings
+from training.finetune import EpochProgress, file_type
+from training.learn import Job, Learned, Recipe, Workshop, learn
+
+Write = Callable[[int], Path]
+
+
+class Registry(ModelRegistry):
+    """The registry's two verbs that training uses, in memory; the real one's tests are its own."""
+
+    def __init__(self) -> None:
+        self.registered: list[ModelVersion] = []
+        self.promotions: list[int] = []
+
+    async def register(
+        self, name: str, file: Reference, base: str, origin: str | None = None, evaluation: dict[str, Any] | None = None
+    ) -> ModelVersion:
+        facts: dict[str, Any] = {"name": name, "file": file, "base": base, "origin": origin}
+        facts |= {"version": 1, "evaluation": evaluation or {}, "created_at": datetime.now(UTC)}
+        self.registered.append(ModelVersion(**facts))
+        return self.registered[-1]
+
+    async def promote(self, name: str, version: int) -> None:
+        self.promotions.append(version)
+
+
+class Records:
+    """Keeps each unit's JSON, as the flow does; ``die_at`` names the unit at whose start the process is killed."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+        self.die_at: str | None = None
+        self.called: list[str] = []
+
+    async def __call__(self, name: str, request: Any, call: Callable[[], Awaitable[Any]]) -> Any:
+        key = json.dumps([name, request], sort_keys=True)
+        if key not in self.kept:
+            if name == self.die_at:
+                raise KeyboardInterrupt(name)
+            self.called.append(name)
+            self.kept[key] = json.loads(json.dumps(await call()))
+        return self.kept[key]
+
+
+@pytest.fixture
+def job(tiny: Path, dataset: Write) -> Job:
+    """Two epochs of the tiny model on 24 conversations."""
+    recipe = Recipe(dataset=str(dataset(24)), epochs=2, context_length=256, learning_rate=1e-3)
+    return Job(run_id="run-1", agent="assistant", base="tiny", model=str(tiny), recipe=recipe)
+
+
+def _with(job: Job, **changes: Any) -> Job:
+    return job.model_copy(update={"recipe": job.recipe.model_copy(update=changes)})
+
+
+async def test_a_run_registers_a_better_version_and_keeps_one_checkpoint(
+    job: Job, settings: Settings, store: ObjectStore, tiny: Path
+) -> None:
+    registry, seen, said = Registry(), list[EpochProgress](), list[str]()
+    workshop = Workshop(job, settings, store, say=said.append, on_progress=seen.append)
+    learned = await learn(workshop, registry)
+
+    first, second = (epoch.result for epoch in learned.epochs)
+    assert second.loss < first.loss
+    assert [progress.epoch for progress in seen] == [1] * 22 + [2] * 22
+    assert learned.before.perplexity and learned.after.perplexity
+    assert learned.after.perplexity < learned.before.perplexity
+    assert (learned.before.conversations, learned.before.tool_calls, learned.prepared.conversations) == (2, 2, 22)
+    assert learned.promoted and registry.promotions == [1]
+    (version,) = registry.registered
+    assert (version.name, version.base, version.origin) == ("assistant", "tiny", "run-1")
+    assert version.evaluation["after"] == learned.after.model_dump()
+    assert file_type(await local_file(version.file, settings, store)) == "Q8_0"
+    assert [stat.key async for stat in store.list("checkpoints/")] == [learned.epochs[-1].checkpoint.key]
+    assert not workshop.folder.exists()
+    assert len(learned.curve) == 44
+    assert any("2 held-out conversations" in line for line in said)
+    assert Learned.model_validate_json(learned.model_dump_json()) == learned
+
+
+async def test_a_killed_run_goes_on_at_the_epoch_it_was_in(job: Job, settings: Settings, store: ObjectStore) -> None:
+    job, records = _with(job, epochs=3), Records()
+    records.die_at = "epoch 3"
+    with pytest.raises(KeyboardInterrupt):
+        await learn(Workshop(job, settings, store), Registry(), unit=records)
+    assert records.called == ["prepare", "epoch 1", "epoch 2"]
+
+    # The next process has neither the local files nor the dataset: what is finished lies in storage.
+    shutil.rmtree(settings.cache_dir)
+    await _forget(job.recipe.dataset)
+    records.die_at, seen = None, list[EpochProgress]()
+    learned = await learn(Workshop(job, settings, store, on_progress=seen.append), Registry(), unit=records)
+    assert {progress.epoch for progress in seen} == {3}, "finished epochs are not trained again"
+    losses = [epoch.result.loss for epoch in learned.epochs]
+    assert losses[2] < losses[1] < losses[0]
+
+    records.called.clear()
+    again = await learn(Workshop(job, settings, store), Registry(), unit=records)
+    assert (again.epochs, records.called) == (learned.epochs, [])
+
+
+async def _forget(path: str) -> None:
+    Path(path).unlink()  # noqa: ASYNC240
+
+
+async def test_held_out_conversations_are_never_trained_on(job: Job, settings: Settings, store: ObjectStore) -> None:
+    prepared = await Workshop(_with(job, validation_split=0.25), settings, store).prepare()
+    held_out = [json.loads(line) for line in (await store.get(prepared.held_out)).splitlines()]
+    windows = (await store.get(prepared.windows)).decode()
+    assert len(held_out) == 6
+    for line in held_out:
+        assert line["messages"][0]["content"] not in windows
+    assert windows.count("What is ") == prepared.conversations == 18
+
+
+@pytest.mark.parametrize(("rule", "promoted"), [("never", False), ("always", True), ("if_better", False)])
+async def test_the_rule_decides_on_promotion(
+    job: Job, settings: Settings, store: ObjectStore, rule: Any, promoted: bool
+) -> None:
+    # Without held-out conversations nothing shows that the new version is better.
+    job, registry = _with(job, epochs=1, validation_split=0.0), Registry()
+    learned = await learn(Workshop(job, settings, store), registry, rule)
+    assert (learned.promoted, bool(registry.promotions), len(registry.registered)) == (promoted, promoted, 1)
+    assert learned.before.perplexity is None
+
+
+async def test_another_type_is_judged_against_the_served_model_in_that_type(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    learned = await learn(Workshop(_with(job, epochs=1, quantization="Q4_0"), settings, store), Registry())
+    assert file_type(await local_file(learned.version.file, settings, store)) == "Q4_0"
+    same = await Workshop(job, settings, store).before(learned.prepared)
+    assert learned.before.perplexity != same.perplexity
+
+
+async def test_traces_of_the_agent_are_a_dataset(job: Job, settings: Settings, store: ObjectStore) -> None:
+    for number in range(8):
+        now = datetime.now(UTC)
+        trace = {"mode": "inference", "status": "completed", "started": now.isoformat(), **talk(number, 7)}
+        await TraceStore(store).write(trace, agent="assistant", step_id=str(number), when=now)
+    prepared = await Workshop(_with(job, dataset="traces", since_hours=1.0), settings, store).prepare()
+    assert (prepared.conversations, prepared.held_out_conversations) == (7, 1)
+
+
+async def test_a_stored_object_is_a_dataset(job: Job, settings: Settings, store: ObjectStore) -> None:
+    await store.put("files/talks.jsonl", Path(job.recipe.dataset))
+    prepared = await Workshop(_with(job, dataset="files/talks.jsonl"), settings, store).prepare()
+    assert prepared.conversations == 22
+
+
+REFUSALS: list[tuple[dict[str, Any], type[TimestepError], str]] = [
+    ({"context_length": 2048}, UsageError, "Context length 2048 is longer than the model's, which is 1024."),
+    ({"context_length": 100}, UsageError, "Context length 100 is no multiple of 256."),
+    ({"quantization": "q8_0"}, UsageError, "No quantization 'q8_0'. Did you mean Q8_0?"),
+    ({"dataset": "/nowhere.jsonl"}, DatasetError, "Dataset '/nowhere.jsonl': no such file"),
+    (
+        {"dataset": "nowhere.jsonl"},
+        DatasetError,
+        "Dataset 'nowhere.jsonl': no such file, and no such object in storage.",
+    ),
+    ({"context_length": 1024, "validation_split": 0.9}, DatasetError, "fewer than one context of 1024."),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "sentence"), REFUSALS)
+async def test_what_cannot_be_trained_is_refused_before_anything_is_built(
+    job: Job, settings: Settings, store: ObjectStore, changes: dict[str, Any], kind: type[TimestepError], sentence: str
+) -> None:
+    registry = Registry()
+    with pytest.raises(kind) as caught:
+        await learn(Workshop(_with(job, **changes), settings, store), registry)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert not registry.registered
+
+
+async def test_a_bad_line_trains_on_nothing_unless_it_may_be_skipped(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    path = Path(job.recipe.dataset)
+    path.write_bytes(path.read_bytes() + b"{}\n")  # noqa: ASYNC240
+    with pytest.raises(DatasetError, match=r"line 25: it has no 'messages'\."):
+        await Workshop(job, settings, store).prepare()
+    prepared = await Workshop(_with(job, skip_bad_lines=True), settings, store).prepare()
+    assert (prepared.conversations, len(prepared.skipped)) == (22, 1)
