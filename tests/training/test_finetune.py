@@ -106,7 +106,7 @@ async def test_quantised_back_it_has_the_served_files_types(
     assert (file_type(back), embedding_type(back)) == ("Q8_0", "Q8_0")
     assert _size(back) == pytest.approx(_size(tiny), abs=100)
     llama = llama_cpp.Llama(str(back), n_ctx=256, verbose=False, n_threads=1)
-    assert llama.create_completion("hi", max_tokens=2)["usage"]["completion_tokens"] == 2
+    assert len(list(llama.create_completion("hi", max_tokens=2, stream=True))) >= 2
 
 
 def _size(path: Path) -> int:
@@ -176,7 +176,7 @@ def _trainers() -> list[psutil.Process]:
 
 async def test_a_disk_without_room_is_named_before_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage("/")._replace(free=20_000_000)
-    monkeypatch.setattr(finetune.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(
         TrainingError, match=r"Out of disk: the checkpoint of epoch 1 needs 29 MB, '.*' has 20 MB free\."
     ):
@@ -215,7 +215,7 @@ async def test_a_disk_that_fills_up_while_training_is_named(
 ) -> None:
     real = shutil.disk_usage
     claims = iter([real("/")._replace(free=10**9)])
-    monkeypatch.setattr(finetune.shutil, "disk_usage", lambda path: next(claims, None) or real(path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(claims, None) or real(path))
 
     def fill(progress: EpochProgress) -> None:
         ballast = small_disk / "ballast"

@@ -118,7 +118,7 @@ async def test_a_killed_run_goes_on_at_the_epoch_it_was_in(job: Job, settings: S
 
 
 async def _forget(path: str) -> None:
-    Path(path).unlink()  # noqa: ASYNC240
+    Path(path).unlink()
 
 
 async def test_held_out_conversations_are_never_trained_on(job: Job, settings: Settings, store: ObjectStore) -> None:
@@ -195,7 +195,7 @@ async def test_a_bad_line_trains_on_nothing_unless_it_may_be_skipped(
     job: Job, settings: Settings, store: ObjectStore
 ) -> None:
     path = Path(job.recipe.dataset)
-    path.write_bytes(path.read_bytes() + b"{}\n")  # noqa: ASYNC240
+    path.write_bytes(path.read_bytes() + b"{}\n")
     with pytest.raises(DatasetError, match=r"line 25: it has no 'messages'\."):
         await Workshop(job, settings, store).prepare()
     prepared = await Workshop(_with(job, skip_bad_lines=True), settings, store).prepare()

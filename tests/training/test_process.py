@@ -61,7 +61,7 @@ async def test_a_killed_parent_leaves_no_tool_behind() -> None:
         "asyncio.run(run_tool(['sh', '-c', 'echo $$; exec sleep 300'], on_line=lambda line: print(line, flush=True)))"
     )
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:  # noqa: ASYNC220
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         child = int(await asyncio.to_thread(parent.stdout.readline))
         os.kill(parent.pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ async def test_training_tokens_begin_with_the_prompt_tokens_served(tiny: Path, s
     assert generation.prompt_tokens == len(served)
 
     now = datetime.now(UTC)
-    trace = {"mode": "inference", "status": "completed", "started": now.isoformat()}
+    trace: dict[str, Any] = {"mode": "inference", "status": "completed", "started": now.isoformat()}
     trace |= {"messages": messages, "tools": [CALCULATOR]}
     await TraceStore(store).write(trace, agent="assistant", step_id="1", when=now)
     (conversation,) = (await load_traces(TraceStore(store), "assistant")).conversations

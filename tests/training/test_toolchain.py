@@ -80,7 +80,7 @@ async def test_two_processes_build_once(tmp_path: Path, repository: Path) -> Non
 
 async def test_a_killed_build_is_begun_anew(tmp_path: Path, repository: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(repository), str(tmp_path / "toolchain")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as killed:  # noqa: ASYNC220
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as killed:
         assert killed.stdout is not None
         while "configuring" not in await asyncio.to_thread(killed.stdout.readline):
             pass
