@@ -72,7 +72,7 @@ async def register_deployment(client: PrefectClient, declared: dict[str, Any], w
         work_queue_name=declared.get("work_pool", {}).get("work_queue_name"),
         job_variables=declared.get("work_pool", {}).get("job_variables"),
         entrypoint=entrypoint,
-        parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+        parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
         enforce_parameter_schema=True,
         schedules=merge_schedules(declared.get("schedules") or [], existing.schedules if existing else []),
         concurrency_limit=declared.get("concurrency_limit"),
