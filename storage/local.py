@@ -4,6 +4,7 @@ libcloud writes in place, so a killed writer leaves half an object that reads li
 bytes go to a temporary name, to the disk, and only then to the object's name.
 """
 
+import errno
 import os
 import stat
 import time
@@ -56,7 +57,7 @@ class AtomicLocalDriver(LocalStorageDriver):
         """Objects whose key starts with ``prefix``, in the order of their keys."""
         prefix = prefix or ex_prefix or ""
         for key in _keys(self._folder(container), "", prefix):
-            with suppress(ObjectDoesNotExistError):  # deleted meanwhile
+            with suppress(ObjectDoesNotExistError, UsageError):  # deleted meanwhile; a file that is none of ours
                 yield self._make_object(container, key)
 
     def download_object_as_stream(self, obj: Object, chunk_size: int | None = None) -> Iterator[bytes]:
@@ -88,11 +89,12 @@ class AtomicLocalDriver(LocalStorageDriver):
                 for chunk in iterator:
                     _write_all(file.fileno(), chunk)
                 os.fsync(file.fileno())
-            self._publish(temporary, target, self._folder(container))
+                info = os.fstat(file.fileno())
+            _publish(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        return self._make_object(container, object_name)
+        return self._described(container, object_name, info)
 
     def delete_object(self, obj: Object) -> bool:
         """Removes the object, and the folders that it leaves empty."""
@@ -107,19 +109,6 @@ class AtomicLocalDriver(LocalStorageDriver):
                     break
                 parent.rmdir()
         return True
-
-    def _publish(self, temporary: Path, target: Path, folder: Path) -> None:
-        """Renames ``temporary`` to ``target`` and makes the new name, and new folders, last."""
-        while True:
-            missing = [parent for parent in target.parents if not parent.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # a concurrent delete removed the folder while it was empty
-                temporary.replace(target)
-                break
-            if not temporary.exists():
-                raise FileNotFoundError(temporary)
-        for changed in {target.parent, *(parent.parent for parent in missing)}:
-            _fsync_folder(changed)
 
     def _missing(self, key: str) -> ObjectDoesNotExistError:
         return ObjectDoesNotExistError(value=None, driver=self, object_name=key)  # type: ignore[no-untyped-call]
@@ -143,8 +132,11 @@ class AtomicLocalDriver(LocalStorageDriver):
             info = None
         if info is None or not stat.S_ISREG(info.st_mode):
             raise self._missing(object_name)
+        return self._described(container, object_name, info)
+
+    def _described(self, container: Container, key: str, info: os.stat_result) -> Object:
         extra = {"modify_time": info.st_mtime}
-        return Object(object_name, info.st_size, f"{info.st_mtime_ns:x}", extra, {}, container, self)
+        return Object(key, info.st_size, f"{info.st_mtime_ns:x}", extra, {}, container, self)
 
 
 def _keys(folder: Path, above: str, prefix: str) -> Iterator[str]:
@@ -164,6 +156,22 @@ def _keys(folder: Path, above: str, prefix: str) -> Iterator[str]:
                 yield key
         elif key.startswith(prefix) or prefix.startswith(key):
             yield from _keys(Path(entry.path), key, prefix)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Renames ``temporary`` to ``target``, and puts the new name and new folders on the disk."""
+    while True:
+        missing = [parent for parent in target.parents if not parent.exists()]
+        # A concurrent delete removes a folder while it's empty: make it again.
+        with suppress(FileNotFoundError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+            break
+        if not temporary.exists():
+            raise FileNotFoundError(errno.ENOENT, "the unfinished write was removed", str(temporary))
+    with suppress(FileNotFoundError):  # the object, and with it its folder, was deleted at once
+        for changed in {target.parent, *(parent.parent for parent in missing)}:
+            _fsync_folder(changed)
 
 
 def _write_all(descriptor: int, chunk: bytes) -> None:

@@ -109,7 +109,7 @@ async def test_another_process_reads_a_result(s3_url: str, tmp_path: Path) -> No
 
     state = await step(return_state=True)
     environment = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PREFECT_HOME": str(tmp_path)}
-    done = subprocess.run(  # noqa: ASYNC221
+    done = subprocess.run(
         [sys.executable, "-c", READER, str(state.state_details.flow_run_id)],
         cwd=ROOT,
         env=environment,

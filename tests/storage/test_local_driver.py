@@ -11,7 +11,7 @@ import pytest
 
 from storage.local import ABANDONED_AFTER, TEMPORARY
 from storage.store import ObjectStore
-from timestep.errors import NotFoundError, UsageError
+from timestep.errors import NotFoundError, StorageError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,12 +115,27 @@ async def test_a_file_that_finds_no_room_leaves_the_old_object(local: ObjectStor
 
 async def test_writers_and_deleters_of_one_folder_do_not_trip_each_other(local: ObjectStore) -> None:
     async def come_and_go(name: str) -> None:
-        for _ in range(40):
+        for _ in range(80):
             await local.put(f"shared/deep/{name}", b"1")
             await local.delete(f"shared/deep/{name}")
 
-    await asyncio.gather(*(come_and_go(f"{i}") for i in range(6)))
+    await asyncio.gather(*(come_and_go(f"{i}") for i in range(12)))
     assert [found async for found in local.list()] == []
+
+
+async def test_an_object_and_a_folder_of_one_name_are_refused(local: ObjectStore) -> None:
+    await local.put("a/b", b"1")
+    with pytest.raises(StorageError, match="object 'a': "):
+        await local.put("a", b"2")
+    with pytest.raises(StorageError, match="object 'a/b/c': "):
+        await local.put("a/b/c", b"3")
+    assert await local.get("a/b") == b"1"
+
+
+async def test_files_of_others_do_not_break_a_listing(local: ObjectStore, folder: Path) -> None:
+    await local.put("a", b"1")
+    (folder / "back\\slash").write_text("not ours")
+    assert [found.key async for found in local.list()] == ["a"]
 
 
 async def test_a_folder_is_no_object(local: ObjectStore) -> None:

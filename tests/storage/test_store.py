@@ -86,7 +86,7 @@ async def test_a_corrupted_object_is_named(store: ObjectStore, tmp_path: Path, c
         assert [piece async for piece in store.stream(reference)]
     with pytest.raises(IntegrityError, match="'kept/safe' is corrupted"):
         await store.download(reference, tmp_path / "file")
-    assert not any("file" in path.name for path in tmp_path.iterdir())  # noqa: ASYNC240
+    assert not any("file" in path.name for path in tmp_path.iterdir())
 
 
 async def test_a_missing_object_is_named(store: ObjectStore, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ async def test_a_killed_writer_never_leaves_half_an_object(store: ObjectStore, s
     seen = 0
     for round_ in range(8):
         command = [sys.executable, "-c", WRITER, store_url, str(tmp_path / "one"), str(tmp_path / "two")]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:  # noqa: ASYNC220
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"writing\n"
             await asyncio.sleep(0.05 + 0.13 * round_)
