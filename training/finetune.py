@@ -137,7 +137,8 @@ async def run_epoch(
         _check_room(out.parent, model_f32, 2, f"the checkpoint of epoch {epoch}")
         finished = await _tool(command, out.with_suffix(".log"), watch)
         if finished.code != 0:
-            raise TrainingError(f"llama-finetune {finished.ending} in epoch {epoch}.", finished.tail)
+            kept = f"Its output is kept in '{out.with_suffix('.log')}'."
+            raise TrainingError(f"llama-finetune {finished.ending} in epoch {epoch}. {kept}", finished.tail)
         if watch.last is None:
             raise TrainingError(f"llama-finetune trained on nothing in epoch {epoch}.", finished.tail)
         _check_whole(raw, finished)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from storage.references import Reference
 from storage.store import ObjectStore
 from storage.traces import TraceStore
-from timestep.errors import DatasetError, UsageError
+from timestep.errors import DatasetError, TimestepError, UsageError
 from timestep.models.chat import ChatRenderer
 from timestep.models.files import local_file
 from timestep.models.registry import ModelRegistry, ModelVersion
@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     skip_bad_lines: bool = False
     epochs: int = 1
     learning_rate: float = 3e-5
-    context_length: int = 512
+    context_length: int = 1024
     batch: int = 0
     optimizer: str = "adamw"
     validation_split: float = 0.1
@@ -132,6 +132,10 @@ class Workshop:
         train, held_out = datasets.split(loaded.conversations, recipe.validation_split, recipe.seed)
         self.say(f"rendering {len(train)} conversations, {len(held_out)} held out")
         packed = await asyncio.to_thread(self._pack, model, train)
+        if packed.cut:
+            self.say(
+                f"{packed.cut} conversations are longer than a window of {recipe.context_length} tokens: cut there"
+            )
         lines = "".join(f"{conversation.model_dump_json()}\n" for conversation in held_out)
         return Prepared(
             windows=await self._keep(packed.model_dump_json(), "datasets", ".json"),
@@ -196,6 +200,11 @@ class Workshop:
             if await self.store.exists(key):
                 await self.store.delete(key)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    async def give_up(self) -> None:
+        """After a failure: forget the local model files, which are large, and keep the tools' logs."""
+        for path in await asyncio.to_thread(lambda: list(self.folder.glob("*.gguf"))):
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _evaluate(self, model: Path, prepared: Prepared, what: str) -> Evaluation:
         self.say(f"evaluating {what} on {prepared.held_out_conversations} held-out conversations")
@@ -272,8 +281,17 @@ async def learn(
     """Run all units in order, register the new version and promote it by the rule.
 
     ``unit(name, request, call)`` returns the recorded JSON of ``call`` for an equal request, or calls it.
+    Raises DatasetError, UsageError, TrainingError, ToolchainError or StorageError; nothing is registered then.
     """
-    job, keep = workshop.job, unit or _always_call
+    try:
+        return await _learn(workshop, registry, promote, unit or _always_call)
+    except TimestepError:
+        await workshop.give_up()
+        raise
+
+
+async def _learn(workshop: Workshop, registry: ModelRegistry, promote: str, keep: Unit) -> Learned:
+    job = workshop.job
     facts = job.model_dump(mode="json")
 
     async def kept(name: str, kind: type[Model], request: Any, call: Callable[[], Awaitable[Model]]) -> Model:

@@ -12,8 +12,9 @@ import pytest
 from storage.references import Reference
 from storage.store import ObjectStore
 from storage.traces import TraceStore
+from tests.tiny_model import tiny_model
 from tests.training.conftest import talk
-from timestep.errors import DatasetError, TimestepError, UsageError
+from timestep.errors import DatasetError, TimestepError, TrainingError, UsageError
 from timestep.models.files import local_file
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
@@ -119,6 +120,23 @@ async def test_a_killed_run_goes_on_at_the_epoch_it_was_in(job: Job, settings: S
 
 async def _forget(path: str) -> None:
     Path(path).unlink()
+
+
+async def test_a_run_that_fails_keeps_its_log_and_no_model(
+    job: Job, settings: Settings, store: ObjectStore, models: Path
+) -> None:
+    broken = job.model_copy(update={"model": str(tiny_model(models, "F32", scale=1e30))})
+    workshop, registry = Workshop(broken, settings, store), Registry()
+    with pytest.raises(TrainingError, match=r"The loss became -?nan"):
+        await learn(workshop, registry, "always")
+    assert "epoch-1.log" in _names(workshop.folder) and not any(
+        name.endswith(".gguf") for name in _names(workshop.folder)
+    )
+    assert not registry.registered and not registry.promotions
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 async def test_held_out_conversations_are_never_trained_on(job: Job, settings: Settings, store: ObjectStore) -> None:
