@@ -204,9 +204,16 @@ def batch(
 
 
 def _settings(**overrides: object) -> Any:
+    from pydantic import ValidationError
+
     from timestep.settings import load_settings
 
-    return load_settings(**overrides)
+    try:
+        return load_settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"Setting '{name}' has value '{first['input']}'. {first['msg']}.") from error
 
 
 def _service(home: Path | None) -> Any:

@@ -1,0 +1,86 @@
+"""The agent registry: what it finds in files, and what it says of files that are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from timestep.agents.registry import load_agents, load_registry
+from timestep.errors import AgentFileError, ConflictError, NotFoundError
+from timestep.settings import load_settings
+
+
+def write(folder: Path, text: str, name: str = "agents.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_every_agent_of_a_file_is_found_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "from agents import Agent\na = Agent(name='one')\nb = a\nc = Agent(name='two')\n")
+    assert [agent.name for agent in load_agents(path)] == ["one", "two"]
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    first = write(tmp_path, "from agents import Agent\na = Agent(name='one')\n")
+    second = write(tmp_path / "x", "from agents import Agent\na = Agent(name='two')\n")
+    registry = load_registry(load_settings(home=tmp_path, agents=[first, second]))
+    assert registry.names() == ["assistant", "one", "two"]
+
+
+def test_a_name_defined_twice_is_a_conflict(tmp_path: Path) -> None:
+    text = "from agents import Agent\na = Agent(name='one')\n"
+    files = [write(tmp_path, text), write(tmp_path, text, "more.py")]
+    with pytest.raises(ConflictError, match="Two agents are named 'one'"):
+        load_registry(load_settings(home=tmp_path, agents=files))
+
+
+def test_a_file_may_replace_the_default_agent(tmp_path: Path) -> None:
+    path = write(tmp_path, "from agents import Agent\na = Agent(name='assistant', instructions='Mine.')\n")
+    registry = load_registry(load_settings(home=tmp_path, agents=[path]))
+    assert registry.get("assistant").instructions == "Mine."
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "why"),
+    [
+        ("import agents\n\ndef broken(:\n", 3, "SyntaxError"),
+        ("import agents\n\nagents.Agnet\n", 3, "AttributeError"),
+        ("import nowhere_to_be_found\n", 1, "No module named 'nowhere_to_be_found'"),
+        ("x = 1\n", None, "it defines no agent"),
+        ("from agents import Agent\na = Agent(name='a/b')\n", None, "can't be used"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path: Path, text: str, line: int | None, why: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(AgentFileError) as caught:
+        load_agents(path)
+    assert str(path) in str(caught.value) and why in str(caught.value)
+    assert caught.value.line == line
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AgentFileError, match="no such file"):
+        load_agents(tmp_path / "nowhere.py")
+
+
+def test_an_unknown_agent_gets_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="Did you mean 'assistant'"):
+        load_registry(load_settings(home=tmp_path)).get("asistant")
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ("None", "smollm2-135m-instruct"),
+        ("'local'", "smollm2-135m-instruct"),
+        ("'local/smollm2-135m-instruct'", "smollm2-135m-instruct"),
+        ("'/models/x.gguf'", "/models/x.gguf"),
+        ("'https://example.org/x.gguf'", "https://example.org/x.gguf"),
+        ("'gpt-4.1'", None),
+        ("'litellm/some/model'", None),
+    ],
+)
+def test_base_of_an_agents_model(tmp_path: Path, model: str, base: str | None) -> None:
+    path = write(tmp_path, f"from agents import Agent\na = Agent(name='one', model={model})\n")
+    assert load_registry(load_settings(home=tmp_path, agents=[path])).base("one") == base

@@ -1,0 +1,63 @@
+"""The command line by itself: help, usage errors, and that the README shows what there is."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, environment
+
+
+def timestep(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "timestep", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment(), cwd=ROOT)
+
+
+def readme_commands() -> list[list[str]]:
+    """Every ``timestep …`` line of the README's shell blocks, as words."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("timestep ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_version() -> None:
+    done = timestep("--version")
+    assert re.fullmatch(r"timestep \d+\.\d+\.\d+\n", done.stdout)
+
+
+@pytest.mark.parametrize("command", ["up", "status", "down", "step", "train", "batch"])
+def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
+    shown = timestep(command, "--help").stdout
+    assert shown.count("\n") > 5
+    assert any(words[0] == command for words in readme_commands())
+
+
+def test_options_in_the_readme_exist() -> None:
+    for command, *words in readme_commands():
+        options = {word for word in words if word.startswith("--")}
+        shown = timestep(command, "--help").stdout
+        assert all(option in shown for option in options), (command, options)
+
+
+def test_readme_table_lists_every_option_of_up() -> None:
+    shown = set(re.findall(r"--[a-z-]+", timestep("up", "--help").stdout)) - {"--help"}
+    assert shown <= set(re.findall(r"--[a-z-]+", (ROOT / "README.md").read_text()))
+
+
+def test_unknown_option_is_a_usage_error() -> None:
+    assert timestep("step", "--modle", "x").returncode == 2
+
+
+@pytest.mark.parametrize("command", [["status"], ["down"]])
+def test_without_a_service_one_line_says_so(command: list[str], tmp_path: object) -> None:
+    done = timestep(*command, "--home", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "No service runs" in done.stderr
+
+
+def test_bad_setting_is_one_line() -> None:
+    done = timestep("up", "--port", "99999")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "'99999'" in done.stderr
