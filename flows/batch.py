@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ from flows.support import Services, shown
 from storage.store import ObjectStore
 from timestep import runs
 from timestep.agents.types import BatchOutput, StepOutput
-from timestep.errors import DatasetError, TimestepError
+from timestep.errors import DatasetError, TimestepError, UsageError
 
 DEPLOYMENT = "step/step"
 
@@ -78,11 +79,15 @@ async def _read(store: ObjectStore, inputs: str) -> str:
 async def _line(client: PrefectClient, gate: asyncio.Semaphore, batch_id: str, number: int, text: str) -> Line:
     try:
         parameters = _parameters(text)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ParameterTypeError) as error:
         return Line(line=number, status="failed", error=f"line {number}: {error}")
     async with gate:
         # The key makes a batch that runs again after a crash find its steps instead of repeating them.
-        run = await runs.start(client, DEPLOYMENT, parameters, idempotency_key=f"{batch_id}-{number}", tags=["batch"])
+        key = f"{batch_id}-{number}"
+        try:
+            run = await runs.start(client, DEPLOYMENT, parameters, idempotency_key=key, tags=["batch"])
+        except UsageError as error:
+            return Line(line=number, status="failed", error=f"line {number}: {error}")
         try:
             (run,) = await runs.wait(client, {run.id})
         except asyncio.CancelledError:

@@ -16,10 +16,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, TaskRun
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
-from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError
+from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError, UsageError
 
 POLL_SECONDS = 0.2
 
@@ -74,9 +74,15 @@ async def start(
     except ObjectNotFound as error:
         names = [f"{d.name}" for d in await client.read_deployments()]
         raise NotFoundError("deployment", deployment, names) from error
-    return await client.create_flow_run_from_deployment(
-        found.id, parameters=parameters, idempotency_key=idempotency_key, tags=list(tags)
-    )
+    try:
+        return await client.create_flow_run_from_deployment(
+            found.id, parameters=parameters, idempotency_key=idempotency_key, tags=list(tags)
+        )
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (409, 422):
+            raise
+        detail = error.response.json().get("detail", error.response.text)
+        raise UsageError(str(detail).removeprefix("Error creating flow run: ")) from error
 
 
 async def wait(client: PrefectClient, run_ids: set[UUID]) -> list[FlowRun]:

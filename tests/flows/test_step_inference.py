@@ -180,6 +180,13 @@ def test_cli_error_is_one_line(service: Service) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_cli_names_a_value_that_the_form_would_not_take(service: Service) -> None:
+    done = service.run("step", "go", "--mode", "traning", check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "'traning' is not one of ['inference', 'training']" in done.stderr
+
+
 def test_cli_without_a_service_names_up(tmp_path: Path) -> None:
     service = Service(tmp_path, 1, 1, tmp_path)
     done = service.run("step", "go", check=False)
