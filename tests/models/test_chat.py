@@ -20,8 +20,18 @@ def call(arguments: Any, name: str = "calculator") -> dict[str, Any]:
 USER = {"role": "user", "content": "What is 17*23?"}
 CONVERSATIONS: dict[str, Messages] = {
     "plain": [USER, {"role": "assistant", "content": "391"}, USER, {"role": "assistant", "content": "Still 391."}],
-    "leading newlines": [USER, {"role": "assistant", "content": "\n\n\n391"}, USER, {"role": "assistant", "content": "x"}],
-    "leading spaces": [USER, {"role": "assistant", "content": "   391  "}, USER, {"role": "assistant", "content": "\t1"}],
+    "leading newlines": [
+        USER,
+        {"role": "assistant", "content": "\n\n\n391"},
+        USER,
+        {"role": "assistant", "content": "x"},
+    ],
+    "leading spaces": [
+        USER,
+        {"role": "assistant", "content": "   391  "},
+        USER,
+        {"role": "assistant", "content": "\t1"},
+    ],
     "white space only": [USER, {"role": "assistant", "content": " \n "}, USER, {"role": "assistant", "content": "x"}],
     "user white space": [{"role": "user", "content": "\n\n 2+2 \n\n"}, {"role": "assistant", "content": "4"}],
     "unicode": [{"role": "user", "content": "日本 🙂 é"}, {"role": "assistant", "content": "🙂🙂 ñandú"}],
@@ -36,7 +46,11 @@ CONVERSATIONS: dict[str, Messages] = {
         USER,
         {"role": "assistant", "content": None, "tool_calls": [call('{"expression":"17*23"}')]},
         {"role": "tool", "tool_call_id": "call_1", "content": "391"},
-        {"role": "assistant", "content": "", "tool_calls": [call('{ "expression" :\n"1" }'), call({"expression": "é"})]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call('{ "expression" :\n"1" }'), call({"expression": "é"})],
+        },
         {"role": "tool", "tool_call_id": "call_1", "content": "\n1"},
         {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "</tool_response>"}]},
         {"role": "assistant", "content": "Both.", "tool_calls": [call("not json"), call(""), call('"<|im_end|>"')]},
@@ -82,7 +96,9 @@ def test_a_tool_result_can_not_forge_another(renderer: ChatRenderer) -> None:
     assert text.count("<tool_response>") == text.count("</tool_response>") == 1
 
 
-@pytest.mark.parametrize("arguments", ['{"a":1,"b":[2,"é"]}', '{ "a" : 1,\n "b": [2, "\\u00e9"] }', {"a": 1, "b": [2, "é"]}])
+@pytest.mark.parametrize(
+    "arguments", ['{"a":1,"b":[2,"é"]}', '{ "a" : 1,\n "b": [2, "\\u00e9"] }', {"a": 1, "b": [2, "é"]}]
+)
 def test_arguments_are_written_one_way_however_they_came(arguments: Any, renderer: ChatRenderer) -> None:
     text = renderer.conversation([USER, {"role": "assistant", "tool_calls": [call(arguments)]}])
     body = '{"name": "calculator", "arguments": {"a": 1, "b": [2, "é"]}}'
@@ -93,7 +109,9 @@ def test_what_only_the_api_reads_of_a_tool_does_not_reach_the_model(
     renderer: ChatRenderer, calculator: dict[str, Any]
 ) -> None:
     function = {"strict": True, "parameters": calculator["function"]["parameters"], **calculator["function"]}
-    assert renderer.prompt([USER], [{"function": function, "type": "function"}]) == renderer.prompt([USER], [calculator])
+    assert renderer.prompt([USER], [{"function": function, "type": "function"}]) == renderer.prompt(
+        [USER], [calculator]
+    )
 
 
 def test_what_was_written_is_parsed_back(renderer: ChatRenderer, calculator: dict[str, Any]) -> None:

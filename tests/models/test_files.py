@@ -85,7 +85,11 @@ async def test_a_url_is_fetched_once(web: str, settings: Settings, tiny_file: Pa
 
 async def test_a_url_that_gives_no_model_leaves_nothing_behind(web: str, settings: Settings, tiny_file: Path) -> None:
     (tiny_file.parent / "page.gguf").write_text("<html>")
-    for url, why in ((f"{web}/absent.gguf", "404"), (f"{web}/page.gguf", "GGUF"), ("http://127.0.0.1:1/x.gguf", "fetched")):
+    for url, why in (
+        (f"{web}/absent.gguf", "404"),
+        (f"{web}/page.gguf", "GGUF"),
+        ("http://127.0.0.1:1/x.gguf", "fetched"),
+    ):
         with pytest.raises(ModelFileError, match=why):
             await local_file(url, settings)
     assert [path.name for path in settings.cache_dir.rglob("*") if path.is_file()] == []

@@ -29,7 +29,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "odd names": {
         "type": "object",
-        "properties": {"_x": {"type": "boolean"}, "2é": {"type": "boolean"}, "char": {"const": "c"}, "a b": {"const": 1}},
+        "properties": {
+            "_x": {"type": "boolean"},
+            "2é": {"type": "boolean"},
+            "char": {"const": "c"},
+            "a b": {"const": 1},
+        },
         "required": ["_x", "2é", "char", "a b"],
     },
     "nested": {
@@ -63,7 +68,9 @@ def test_every_required_call_is_valid(name: str, random_model: LlamaEngine) -> N
     tools = [tool(SCHEMAS[name], f"act-{name.replace(' ', '_')}"), tool(SCHEMAS["nested"], "other")]
     for seed in range(2):
         chosen = {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
-        generation = random_model.stream(USER, tools, tool_choice=chosen, seed=seed, parallel_tool_calls=False, max_tokens=120)
+        generation = random_model.stream(
+            USER, tools, tool_choice=chosen, seed=seed, parallel_tool_calls=False, max_tokens=120
+        )
         list(generation)
         if generation.finish_reason == "length":  # random text does not always find the end of a string
             continue

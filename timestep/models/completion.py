@@ -41,12 +41,15 @@ class Completion:
         return f"{self._before}{json.dumps(delta, ensure_ascii=False)}{self._after}"
 
     def closing(self, include_usage: bool) -> str:
-        """The last events: the reason for the end, the usage where asked for, and the end mark."""
+        """The last events: the reason for the end, the usage, and the end mark.
+
+        The usage has its own event where it was asked for, as OpenAI sends it; else it comes with the reason, for
+        clients that count what they get.
+        """
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": self._generation.finish_reason}
-        events = self._last(choices=[choice], **self._extra())
-        if include_usage:
-            events += self._last(choices=[], usage=self._usage())
-        return events + DONE
+        if not include_usage:
+            return self._last(choices=[choice], usage=self._usage(), **self._extra()) + DONE
+        return self._last(choices=[choice], **self._extra()) + self._last(choices=[], usage=self._usage()) + DONE
 
     def _last(self, **fields: Any) -> str:
         chunk = {**self._head, "object": "chat.completion.chunk", **fields}

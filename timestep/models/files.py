@@ -95,7 +95,7 @@ async def _fetched_file(url: str, settings: Settings) -> Path:
             await asyncio.to_thread(check_gguf, Path(file.name))
             await asyncio.to_thread(os.replace, file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink()  # noqa: ASYNC240
             raise
     return path
 

@@ -21,6 +21,7 @@ PREFIX = "local/"
 
 def is_file(name: str) -> bool:
     """Whether a model's name is a file's absolute path or URL."""
+    name = name.removeprefix(PREFIX)
     return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and Path(name).is_absolute())
 
 
@@ -44,7 +45,7 @@ class ModelRouter:
 
     async def resolve(self, model: str) -> Served:
         """What serves ``model`` now. NotFoundError: no such model or version; ModelFileError: its file is bad."""
-        if is_file(model.removeprefix(PREFIX)):
+        if is_file(model):
             return await self._base(model.removeprefix(PREFIX))
         name, at, version = model.removeprefix(PREFIX).partition("@")
         declared = await self._declared()

@@ -1,0 +1,202 @@
+"""The model server over HTTP, through the official OpenAI client and the Agents SDK."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from agents import Agent, ModelSettings, Runner, function_tool, set_tracing_disabled
+from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from tests.models.conftest import SMOLLM2, Server, cpu_seconds, wait_for
+
+OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
+
+set_tracing_disabled(True)
+
+
+@pytest.fixture
+def client(model_server: Server) -> OpenAI:
+    return OpenAI(base_url=model_server.api, api_key="none", max_retries=0)
+
+
+def test_a_completion_is_what_the_client_expects(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=SMOLLM2, messages=OCEAN, temperature=0, max_tokens=16)
+    assert answer.object == "chat.completion"
+    assert answer.model == SMOLLM2
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert "ocean" in (answer.choices[0].message.content or "").lower()
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 16
+    extra = (answer.model_extra or {})["timestep"]
+    assert extra["forced"] is False
+    assert set(extra["timings"]) == {"prompt_seconds", "decode_seconds"}
+
+
+def test_a_stream_adds_up_to_the_completion(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_completion_tokens": 16}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert all(isinstance(chunk, ChatCompletionChunk) for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 10  # token by token, not at the end
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 16
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "calculator"}}])
+def test_a_call_is_the_same_streamed_and_whole(
+    choice: Any, client: OpenAI, calling: list[Any], calculator: Any, clock: Any
+) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": calling, "temperature": 0, "max_tokens": 80}
+    ask |= {"tools": [calculator, clock], "tool_choice": choice, "parallel_tool_calls": False}
+    whole = client.chat.completions.create(**ask)
+    (call,) = whole.choices[0].message.tool_calls or ()
+    assert call.type == "function"
+    assert call.function.name == "calculator"
+    assert json.loads(call.function.arguments) == {"expression": "8+5"}
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert (whole.model_extra or {})["timestep"]["forced"] is (choice != "auto")
+    with client.chat.completions.stream(**{**ask, "tools": [calculator, clock]}) as stream:
+        events = list(stream)
+        final = stream.get_final_completion()
+    assert sum(event.type == "tool_calls.function.arguments.delta" for event in events) > 3
+    (streamed,) = final.choices[0].message.tool_calls or ()
+    assert streamed.function.arguments == call.function.arguments
+    assert (streamed.function.name, final.choices[0].finish_reason) == ("calculator", "tool_calls")
+
+
+def test_a_tool_that_may_not_be_called_is_not(client: OpenAI, calling: list[Any], calculator: Any) -> None:
+    answer = client.chat.completions.create(
+        model=SMOLLM2, messages=calling, tools=[calculator], tool_choice="none", temperature=0, max_tokens=40
+    )
+    assert answer.choices[0].message.tool_calls is None
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_response_format_is_held(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"size": {"enum": ["small", "big"]}}, "required": ["size"]}
+    answer = client.chat.completions.create(
+        model=SMOLLM2,
+        messages=OCEAN,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content or "")["size"] in ("small", "big")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_agents_sdk_runs_a_tool_over_it(streamed: bool, model_server: Server) -> None:
+    asked: list[str] = []
+
+    @function_tool
+    def calculator(expression: str) -> str:
+        """Evaluates arithmetic."""
+        asked.append(expression)
+        return "391"
+
+    client = AsyncOpenAI(base_url=model_server.api, api_key="none")
+    model = OpenAIChatCompletionsModel(SMOLLM2, client)
+    settings = ModelSettings(temperature=0, max_tokens=60, tool_choice="required", parallel_tool_calls=False)
+    agent = Agent(
+        name="a", instructions="Use the calculator.", model=model, tools=[calculator], model_settings=settings
+    )
+    if streamed:
+        running = Runner.run_streamed(agent, "What is 17*23?", max_turns=3)
+        names = [event.name async for event in running.stream_events() if event.type == "run_item_stream_event"]
+        assert names[:2] == ["tool_called", "tool_output"]
+        result: Any = running
+    else:
+        result = await Runner.run(agent, "What is 17*23?", max_turns=3)
+    assert len(asked) == 1
+    assert result.final_output  # the SDK asks freely once a tool has run
+    assert sum(response.usage.output_tokens for response in result.raw_responses) > 0
+    await client.close()
+
+
+def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [SMOLLM2]
+    assert client.models.retrieve(SMOLLM2).id == SMOLLM2
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-4o")
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "why"),
+    [
+        ({"model": "smollm2-135m-instrukt"}, 404, "Did you mean 'smollm2-135m-instruct'?"),
+        ({"model": "local/nobody@2"}, 404, "No model 'local/nobody@2'"),
+        ({"model": "/absent/model.gguf"}, 400, "no such file"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 1100}]}, 400, "the context 1024"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, 400, "role 'boss'"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"n": 2}, 400, "'n'"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"logprobs": True}, 400, "'logprobs' is not supported"),
+        ({"tools": [{"type": "web_search"}]}, 400, "tool 0 is no function tool"),
+        ({"tool_choice": "required"}, 400, "needs 'tools'"),
+        ({"response_format": {"type": "xml"}}, 400, "'xml'"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_input_gets_one_line_in_openais_shape(
+    change: dict[str, Any], status: int, why: str, stream: bool, client: OpenAI
+) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**{"model": SMOLLM2, "messages": OCEAN, "stream": stream, **change})
+    assert caught.value.status_code == status
+    error = caught.value.response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert why in error["message"]
+    assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"model": 1, "messages": "x"}'])
+def test_a_body_that_is_no_request_gets_400(body: str, model_server: Server) -> None:
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{model_server.api}/chat/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_generation(stream: bool, model_server: Server) -> None:
+    body = {"model": SMOLLM2, "messages": OCEAN, "stream": stream, "temperature": 1.5, "max_tokens": 900}
+    with pytest.raises(httpx.TimeoutException), httpx.Client(timeout=httpx.Timeout(5, read=0.3)) as client:
+        if not stream:
+            client.post(f"{model_server.api}/chat/completions", json=body)
+        with client.stream("POST", f"{model_server.api}/chat/completions", json=body) as response:
+            next(response.iter_lines())
+            raise httpx.ReadTimeout("left")
+    wait_for(lambda: idle(model_server.process.pid), 3)
+
+
+def idle(pid: int) -> bool:
+    """Whether a process rests for a moment: a generation would use the processor all the time."""
+    before = cpu_seconds(pid)
+    time.sleep(0.4)
+    return cpu_seconds(pid) - before <= 0.02
+
+
+async def test_requests_at_the_same_time_all_get_their_answers(model_server: Server) -> None:
+    client = AsyncOpenAI(base_url=model_server.api, api_key="none")
+
+    async def count(upto: int) -> str | None:
+        ask: list[Any] = [{"role": "user", "content": f"Say the number {upto}."}]
+        answer = await client.chat.completions.create(model=SMOLLM2, messages=ask, temperature=0, max_tokens=12)
+        return answer.choices[0].message.content
+
+    alone = [await count(n) for n in range(4)]
+    assert await asyncio.gather(*map(count, range(4))) == alone
+    await client.close()

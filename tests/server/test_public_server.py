@@ -1,0 +1,93 @@
+"""The public HTTP server: the model server's answers, as they come."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.models.conftest import SMOLLM2, Server, calculator, calling, cpu_seconds, model_server, serve, wait_for
+
+__all__ = ["calculator", "calling", "model_server", "serve"]
+
+OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
+
+
+@pytest.fixture(scope="module")
+def public(serve: Callable[..., Server], model_server: Server) -> Server:
+    return serve("timestep.server", MODEL_SERVER_URL=model_server.url)
+
+
+@pytest.fixture
+def client(public: Server) -> OpenAI:
+    return OpenAI(base_url=public.api, api_key="none", max_retries=0)
+
+
+def test_it_answers_whole_and_streamed(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 16}
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    chunks = list(client.chat.completions.create(**ask, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+
+
+def test_a_stream_is_not_held_back(public: Server) -> None:
+    body = {"model": SMOLLM2, "messages": OCEAN, "stream": True, "temperature": 0, "max_tokens": 200}
+    with httpx.stream("POST", f"{public.api}/chat/completions", json=body, timeout=120) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        came = [time.monotonic() for line in response.iter_lines() if line]
+    assert came[5] - came[0] < (came[-1] - came[0]) / 3
+
+
+def test_tools_go_through(client: OpenAI, calling: list[Any], calculator: Any) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": calling, "tools": [calculator], "temperature": 0}
+    with client.chat.completions.stream(**ask, max_tokens=60) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert call.function.arguments == '{"expression": "8+5"}'
+
+
+def test_errors_go_through(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'smollm2-135m-instruct'"):
+        client.chat.completions.create(model="smollm2-135m", messages=OCEAN)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+    with pytest.raises(openai.BadRequestError, match="'logprobs' is not supported"):
+        client.chat.completions.create(model=SMOLLM2, messages=OCEAN, logprobs=True)
+    assert [model.id for model in client.models.list()] == [SMOLLM2]
+
+
+def test_an_unknown_path_gets_openais_shape(public: Server) -> None:
+    response = httpx.get(f"{public.api}/nothing")
+    assert response.status_code == 404
+    assert "/v1/nothing" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["/etc/model.gguf", "local//etc/model.gguf", "https://example.com/x.gguf"])
+def test_the_servers_own_files_are_not_for_the_asking(model: str, client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=model, messages=OCEAN)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(model)
+
+
+def test_a_client_that_leaves_ends_the_generation(public: Server, model_server: Server) -> None:
+    body = {"model": SMOLLM2, "messages": OCEAN, "temperature": 1.5, "max_tokens": 900}
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(f"{public.api}/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.5))
+
+    def idle() -> bool:
+        before = cpu_seconds(model_server.process.pid)
+        time.sleep(0.4)
+        return cpu_seconds(model_server.process.pid) - before <= 0.02
+
+    wait_for(idle, 3)
+
+
+def test_without_a_model_server_it_says_so(serve: Callable[..., Server]) -> None:
+    alone = serve("timestep.server", MODEL_SERVER_URL="http://127.0.0.1:9")
+    assert httpx.get(f"{alone.url}/health").status_code == 503
+    response = httpx.post(f"{alone.api}/chat/completions", json={"model": SMOLLM2, "messages": OCEAN})
+    assert response.status_code == 503
+    assert "timestep up" in response.json()["error"]["message"]
