@@ -122,3 +122,7 @@ def service() -> Iterator[Service]:
     finally:
         running.run("down", check=False)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep what the Prefect UI shows, for the documents")

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from playwright.async_api import Page, async_playwright
@@ -25,3 +26,10 @@ async def page() -> AsyncIterator[Page]:
         await opened.route(lambda url: "127.0.0.1" not in url and not url.startswith("data:"), lambda r: r.abort())
         yield opened
         await browser.close()
+
+
+@pytest.fixture
+def screenshots(request: pytest.FixtureRequest) -> Path | None:
+    """Folder for screenshots, where ``--screenshots FOLDER`` asks for them."""
+    folder = request.config.getoption("--screenshots")
+    return Path(folder) if folder else None

@@ -8,14 +8,15 @@ import httpx
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from tests.conftest import ROOT, Service
+from tests.conftest import Service
 
 SECONDS = 1_000
 
 
-def screenshots() -> Path | None:
-    """Where screenshots go: into docs/ where that's writable and asked for by its presence."""
-    return ROOT / "docs" if (ROOT / "docs").is_dir() else None
+def field(page: Page, title: str) -> Locator:
+    """The innermost part of the form that is labelled with this title."""
+    label = page.locator(".schema-form-property__label", has_text=re.compile(rf"^{title} \(Optional\)$"))
+    return page.locator(".schema-form-property").filter(has=label).last
 
 
 async def open_form(page: Page, service: Service) -> None:
@@ -23,22 +24,20 @@ async def open_form(page: Page, service: Service) -> None:
         found = await client.get(f"{service.prefect_api}/deployments/name/step/step")
     deployment = found.json()["id"]
     await page.goto(f"http://127.0.0.1:{service.prefect_port}/deployments/deployment/{deployment}/run")
-    await expect(page.get_by_text("Max turns").first).to_be_visible(timeout=60 * SECONDS)
+    await expect(field(page, "Max turns")).to_be_visible(timeout=60 * SECONDS)
 
 
-def group(page: Page, title: str) -> Locator:
-    """The form's field with this title."""
-    return page.locator(".schema-form-property").filter(has=page.get_by_text(title, exact=False)).last
-
-
-async def choose(page: Page, current: str, wanted: str) -> None:
-    """Open the select that shows ``current`` and pick ``wanted``."""
-    await page.locator(".p-select-button").filter(has_text=current).first.click()
-    await page.locator(".p-select-option").filter(has_text=re.compile(f"^{wanted}$")).first.click()
+async def select(page: Page, title: str, option: str) -> None:
+    """Pick an option of a select box, by keyboard: a click toggles it shut again before it is shown."""
+    control = field(page, title).locator("button.p-select-button__control")
+    await control.focus()
+    await page.keyboard.press("Space")
+    await page.get_by_role("option", name=option, exact=True).click()
+    await expect(control).to_have_text(option)
 
 
 async def submit(page: Page, service: Service) -> str:
-    """Submit the form; returns the flow run's id."""
+    """Submit the form; returns the id of the flow run it made."""
     before = {run["id"] for run in await flow_runs(service)}
     await page.get_by_role("button", name="Submit").click()
     for _ in range(100):
@@ -51,41 +50,41 @@ async def submit(page: Page, service: Service) -> str:
 
 async def flow_runs(service: Service) -> list[dict[str, Any]]:
     async with httpx.AsyncClient() as client:
-        response = await client.post(f"{service.prefect_api}/flow_runs/filter", json={"sort": "START_TIME_DESC"})
+        response = await client.post(f"{service.prefect_api}/flow_runs/filter", json={})
         found: list[dict[str, Any]] = response.json()
         return found
+
+
+async def expect_completed(page: Page, service: Service, run: str, *artifacts: str) -> None:
+    """The run's page says Completed, and its Artifacts tab lists these."""
+    await page.goto(f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}")
+    await expect(page.get_by_text("Completed").first).to_be_visible(timeout=240 * SECONDS)
+    await page.reload()  # the page lists the artifacts that were there when it was opened
+    await page.get_by_text("Artifacts", exact=True).first.click()
+    for key in artifacts:
+        await expect(page.get_by_text(re.compile(key, re.IGNORECASE)).first).to_be_visible(timeout=20 * SECONDS)
 
 
 @pytest.mark.timeout(600)
 async def test_form_runs_a_step_in_inference_mode(page: Page, service: Service) -> None:
     await open_form(page, service)
-    await page.locator("textarea").first.fill("go")
-    await page.locator("textarea").nth(1).fill("planner")
-    await choose(page, "inference", "inference")
+    await field(page, "Input").locator("textarea").fill("go")
+    await field(page, "Agent").locator("textarea").fill("planner")
+    await select(page, "Mode", "inference")
     run = await submit(page, service)
-    await page.goto(f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}")
-    await expect(page.get_by_text("Completed").first).to_be_visible(timeout=120 * SECONDS)
-    await page.get_by_role("tab", name="Artifacts").click()
-    for key in ("summary", "turns", "objects"):
-        await expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=20 * SECONDS)
+    await expect_completed(page, service, run, "summary", "turns", "objects")
 
 
 @pytest.mark.timeout(600)
-async def test_form_runs_a_step_in_training_mode(page: Page, service: Service) -> None:
+async def test_form_runs_a_step_in_training_mode(page: Page, service: Service, screenshots: Path | None) -> None:
     await open_form(page, service)
-    await page.locator("textarea").nth(1).fill("pupil")
-    await choose(page, "inference", "training")
-    await (
-        page.locator("textarea")
-        .filter(has_text="traces")
-        .or_(page.locator("textarea").nth(2))
-        .last.fill(str(service.dataset))
-    )
-    if folder := screenshots():
-        await page.screenshot(path=folder / "form.png")
+    await field(page, "Agent").locator("textarea").fill("pupil")
+    await select(page, "Mode", "training")
+    await field(page, "Dataset").locator("textarea").fill(str(service.dataset))
+    if screenshots:
+        await page.screenshot(path=screenshots / "form.png")
     run = await submit(page, service)
-    await page.goto(f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}")
-    await expect(page.get_by_text("Completed").first).to_be_visible(timeout=300 * SECONDS)
-    await page.get_by_role("tab", name="Artifacts").click()
-    for key in ("summary", "loss-curve", "training"):
-        await expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=20 * SECONDS)
+    await expect_completed(page, service, run, "summary", "loss-curve", "training")
+    if screenshots:
+        await page.wait_for_timeout(3 * SECONDS)
+        await page.screenshot(path=screenshots / "trained.png")
