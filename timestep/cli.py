@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -251,6 +250,8 @@ def _step(parameters: dict[str, Any], home: Path | None, as_json: bool) -> None:
 
 async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) -> Any:
     """Start a run, show its progress on stderr, return its result; Ctrl-C cancels it."""
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
     from prefect.states import Cancelling
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -258,8 +259,8 @@ async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) ->
     from timestep import runs
 
     console = Console(stderr=True, highlight=False)
-    # Prefect's client logs what only a worker's operator needs.
-    logging.getLogger("prefect").setLevel(logging.CRITICAL)
+    # Reading a result emits events ("block loaded") that nobody here needs, and waits for them at exit.
+    EventsWorker.set_client_override(NullEventsClient)
     async with runs.connect(settings.prefect_api) as client:
         run = await runs.start(client, deployment, parameters)
         base = settings.prefect_api.removesuffix("/api")

@@ -16,9 +16,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
 )
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
 
+from timestep import errors
 from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError, UsageError
 
 POLL_SECONDS = 0.2
@@ -32,9 +34,10 @@ class RunFailedError(TimestepError):
     def __init__(self, run: FlowRun) -> None:
         state = run.state
         words = (state and (state.message or state.name)) or "It never started."
-        # Prefect wraps an exception as "Flow run encountered an exception: Kind: words".
-        words = words.removeprefix("Flow run encountered an exception: ").removeprefix("Task run encountered an ")
-        super().__init__(words)
+        # Prefect writes an exception as "Flow run encountered an exception: Kind: words".
+        words = words.removeprefix("Flow run encountered an exception: ")
+        kind, _, sentence = words.partition(": ")
+        super().__init__(sentence if hasattr(errors, kind) else words)
         self.run = run
 
 
@@ -112,7 +115,8 @@ async def follow(
             state = run.state.name
             on_state(state)
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        for task in await client.read_task_runs(flow_run_filter=chosen):
+        tasks = await client.read_task_runs(flow_run_filter=chosen, sort=TaskRunSort.END_TIME_DESC)
+        for task in reversed(tasks):
             if task.id not in seen and task.state is not None and task.state.is_final():
                 seen.add(task.id)
                 on_task(task)

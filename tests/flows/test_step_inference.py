@@ -126,7 +126,19 @@ async def test_unknown_model_is_named_with_the_nearest(client: PrefectClient) ->
 
 
 async def test_empty_input_is_refused(client: PrefectClient) -> None:
-    assert "needs an input" in await refused(client, input="")
+    for nothing in ("", " \n", []):
+        assert "needs an input" in await refused(client, input=nothing)
+
+
+async def test_a_file_or_provider_that_is_none_is_named(service: Service, client: PrefectClient) -> None:
+    (service.home / "page.gguf").write_text("<html>")
+    cases = {
+        str(service.home / "page.gguf"): "page.gguf",
+        str(service.home / "nowhere.gguf"): "nowhere.gguf",
+        "nobody/model": "No model 'nobody/model'",
+    }
+    for model, expected in cases.items():
+        assert expected in await refused(client, input="go", model=model)
 
 
 async def test_failed_step_still_writes_its_trace(service: Service, client: PrefectClient) -> None:

@@ -49,7 +49,7 @@ async def think(
         TimestepError: the model or the agent failed; the trace so far is in storage.
     """
     agent = registry.get(request.agent)
-    if not request.input:
+    if not (request.input.strip() if isinstance(request.input, str) else request.input):
         raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
     step = DurableStep(request.step_id, resolve=_resolver(request, settings, registry))
     model_name, _ = step.resolve(agent)
@@ -147,7 +147,7 @@ def _resolver(request: Thinking, settings: Settings, registry: AgentRegistry) ->
             return type(model).__name__, model
         if is_local(model, known):
             return LOCAL + model.removeprefix(LOCAL), local_model(model, settings)
-        return model, remote_model(model)
+        return model, remote_model(model, known)
 
     return resolve
 

@@ -2,18 +2,18 @@
 
 import functools
 
-from agents import Model, MultiProvider, OpenAIChatCompletionsModel
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+from agents import Model, MultiProvider, OpenAIChatCompletionsModel, UserError
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError, Timeout
 
-from timestep.errors import ServiceUnavailableError
+from timestep.errors import NotFoundError, ServiceUnavailableError, UsageError
 from timestep.settings import Settings
 
 LOCAL = "local/"
 
 
 def is_local(name: str, known: frozenset[str]) -> bool:
-    """Whether the model server answers for a name: by prefix, as a known model, or as a GGUF file."""
-    return name.startswith(LOCAL) or name.partition("@")[0] in known or name.endswith(".gguf")
+    """Whether the model server answers for a name: by prefix, as a known model, or as a file's path or URL."""
+    return name.startswith((LOCAL, "/", "http://", "https://")) or name.partition("@")[0] in known
 
 
 def local_model(name: str, settings: Settings) -> Model:
@@ -29,9 +29,19 @@ def local_model(name: str, settings: Settings) -> Model:
     )
 
 
-def remote_model(name: str) -> Model:
-    """A provider's model: no prefix or ``openai/`` is OpenAI, other prefixes as the SDK maps them."""
-    return MultiProvider().get_model(name)
+def remote_model(name: str, known: frozenset[str]) -> Model:
+    """A provider's model: no prefix or ``openai/`` is OpenAI, other prefixes as the SDK maps them.
+
+    Raises:
+        NotFoundError: a prefix that the SDK doesn't know.
+        UsageError: the provider's key is missing.
+    """
+    try:
+        return MultiProvider().get_model(name)
+    except UserError as error:
+        raise NotFoundError("model", name, known) from error
+    except OpenAIError as error:
+        raise UsageError(f"Model '{name}' is OpenAI's, and the service was started without OPENAI_API_KEY.") from error
 
 
 @functools.lru_cache(maxsize=4)
