@@ -111,6 +111,9 @@ async def follow(
     state = progress = None
     while True:
         run = await client.read_flow_run(run_id)
+        ended = run.state is not None and run.state.is_final()
+        if ended:
+            await asyncio.sleep(POLL_SECONDS)  # the last task's record arrives by way of events, a little later
         if run.state is not None and run.state.name and run.state.name != state:
             state = run.state.name
             on_state(state)
@@ -129,7 +132,7 @@ async def follow(
             if isinstance(bar.data, int | float) and (bar.data, bar.description) != progress:
                 progress = (bar.data, bar.description)
                 on_progress(float(bar.data), bar.description or "")
-        if run.state is not None and run.state.is_final():
+        if ended:
             return run
         await asyncio.sleep(POLL_SECONDS)
 
