@@ -85,7 +85,12 @@ class LlamaEngine:
         self.renderer = ChatRenderer.from_file(path)
         try:
             self._llama = llama_cpp.Llama(
-                str(path), n_ctx=context_length, n_threads=threads, n_threads_batch=threads, verbose=False
+                str(path),
+                n_ctx=context_length,
+                n_threads=threads,
+                n_threads_batch=threads,
+                flash_attn=True,  # as llama.cpp's own tools choose; a tenth faster on a CPU too
+                verbose=False,
             )
         except (ValueError, RuntimeError) as error:
             raise ModelFileError(path, f"llama.cpp can't load it: {error}") from None

@@ -1,0 +1,120 @@
+"""Names resolve to what is promoted now, on the real registry; the server follows without a restart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from storage.store import ObjectStore
+from tests.models.conftest import SMOLLM2, Server
+from tests.postgres import database, empty_server, postgres_url  # noqa: F401
+from timestep.database.engine import Database
+from timestep.errors import ModelFileError, NotFoundError
+from timestep.models.engines import EnginePool
+from timestep.models.registry import ModelRegistry, ModelVersion
+from timestep.models.routing import ModelRouter
+from timestep.settings import Settings
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+
+
+class Shop:
+    """A registry and a store with a declared model 'assistant', and what registers versions of it."""
+
+    def __init__(self, database: Database, home: Path, file: Path) -> None:  # noqa: F811
+        self.settings = Settings(home=home)
+        self.registry = ModelRegistry(database)
+        self.store = ObjectStore.open(self.settings.storage)
+        self.router = ModelRouter(self.settings, self.registry, self.store)
+        self._file = file
+
+    async def version(self, data: bytes | None = None) -> ModelVersion:
+        reference = await self.store.put_content(self._file if data is None else data, prefix="models", suffix=".gguf")
+        return await self.registry.register("assistant", reference, SMOLLM2, None, {})
+
+
+@pytest.fixture
+async def shop(database: Database, tmp_path: Path, tiny_file: Path) -> Shop:  # noqa: F811
+    made = Shop(database, tmp_path / "home", tiny_file)
+    await made.registry.declare("assistant", SMOLLM2)
+    return made
+
+
+async def test_an_agents_model_is_its_base_until_a_version_is_promoted(shop: Shop, smollm2: Path) -> None:
+    assert (await shop.router.resolve("local/assistant")).path == smollm2
+    await shop.version()
+    assert (await shop.router.resolve("assistant")).name == SMOLLM2
+    await shop.registry.promote("assistant", 1)
+    served = await shop.router.resolve("local/assistant")
+    assert served.name == "local/assistant@1"
+    assert served.path.stat().st_size < smollm2.stat().st_size
+
+
+async def test_a_version_is_served_by_its_number(shop: Shop) -> None:
+    await shop.version()
+    await shop.version()
+    assert (await shop.router.resolve("local/assistant@2")).name == "local/assistant@2"
+    assert (await shop.router.resolve(f"local/{SMOLLM2}")).name == SMOLLM2
+
+
+@pytest.mark.parametrize(
+    "name", ["local/assistent", "local/assistant@9", "assistant@latest", f"{SMOLLM2}@1", "gpt-4o", ""]
+)
+async def test_what_is_not_there_is_not_found(name: str, shop: Shop) -> None:
+    await shop.version()
+    with pytest.raises(NotFoundError):
+        await shop.router.resolve(name)
+
+
+async def test_a_typing_error_gets_a_suggestion(shop: Shop) -> None:
+    with pytest.raises(NotFoundError, match="Did you mean 'local/assistant'"):
+        await shop.router.resolve("local/assistent")
+
+
+async def test_a_stored_file_that_is_no_model_is_named(shop: Shop) -> None:
+    await shop.version(b"nonsense")
+    with pytest.raises(ModelFileError, match="no GGUF file"):
+        await shop.router.resolve("local/assistant@1")
+
+
+async def test_the_server_serves_what_was_promoted_while_it_ran(
+    shop: Shop,
+    serve: Callable[..., Server],
+    empty_server: str,  # noqa: F811
+) -> None:
+    url, settings = empty_server, shop.settings
+    server = serve("timestep.models.server", DATABASE_URL=url, STORAGE_URL=settings.storage, CONTEXT_LENGTH="256")
+    client = OpenAI(base_url=server.api, api_key="none", max_retries=0)
+
+    def ask(model: str = "local/assistant") -> str:
+        return client.chat.completions.create(model=model, messages=HELLO, max_tokens=3).model
+
+    assert {model.id for model in client.models.list()} == {"local/assistant", SMOLLM2}
+    assert ask() == SMOLLM2
+    await shop.version()
+    await shop.registry.promote("assistant", 1)
+    assert ask() == "local/assistant@1"
+    await shop.version()
+    assert ask("local/assistant@2") == "local/assistant@2"
+    assert ask() == "local/assistant@1"
+    await shop.registry.promote("assistant", 2)
+    assert ask() == "local/assistant@2"
+
+
+async def test_the_weights_least_recently_used_make_room(tiny_file: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.gguf" for number in range(3)]
+    for file in files:
+        file.symlink_to(tiny_file)
+    pool = EnginePool(context_length=4096, threads=1, size=2)
+    first = await pool.get(files[0])
+    assert first.context_length == 1024  # the model's own, which is less
+    running = first.stream(HELLO, seed=1, max_tokens=8)
+    await pool.get(files[1])
+    assert await pool.get(files[0]) is first
+    await pool.get(files[2])
+    await pool.get(files[1])
+    assert pool.loaded == [files[2], files[1]]
+    assert sum(len(deltas) for deltas in [batch async for batch in pool.run(running)]) > 0  # dropped, and yet sound
+    pool.close()
