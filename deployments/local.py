@@ -33,8 +33,8 @@ from timestep.settings import Settings, load_settings
 OnReady = Callable[[ServiceState], None]
 Ready = Callable[[int], Awaitable[bool]]
 
-STOP_ORDER = (("worker", "http-server", "model-server"), ("prefect-server",), ("postgres",))
-STOP_SECONDS = (3.5, 2.0, 3.0)  # less than 10 s in all
+STOP_SECONDS = 8.5  # in all; what then still runs is killed
+STOP_ORDER = {("worker", "http-server", "model-server"): 3.5, ("prefect-server",): 1.5, ("postgres",): STOP_SECONDS}
 DOWN_SECONDS = 15.0
 STAMP = len("2026-01-01 00:00:00 ")
 
@@ -121,21 +121,24 @@ class _Service:
 
     async def _serve(self, on_ready: OnReady | None) -> None:
         """Bring everything up, then keep the state file true until cancelled."""
+        postgres = None if self.settings.database_url else embedded_postgres(self.settings)
+        if postgres is not None:
+            self.settings = _with(self.settings, database_url=postgres.url)
+        state = ServiceState(urls=self._urls())
+        state.save(self.settings)
         await self._ready(self._watchdog())
-        if self.settings.database_url is None:
-            postgres = embedded_postgres(self.settings)
+        if postgres is not None:
             await postgres.prepare(self.report)
             await self._ready(self._postgres(postgres))
-            self.settings = _with(self.settings, database_url=postgres.url)
         database = Database(str(self.settings.database_url))
         try:
             await database.create_missing()
+            server, *others = self._programs(state.urls, database.prefect_url)
+            waiting = [asyncio.create_task(self._ready(server))]  # the slowest; it has no use for our tables
             await database.migrate()
         finally:
             await database.close()
-        state = ServiceState(urls=self._urls())
-        self._save(state)
-        await asyncio.gather(*(self._ready(program) for program in self._programs(state.urls, database.prefect_url)))
+        await asyncio.gather(*waiting, *(self._ready(program) for program in others))
         state.ready = True
         self._save(state)
         self.report(f"Timestep is ready after {time.monotonic() - self.started:.1f} s.")
@@ -150,11 +153,13 @@ class _Service:
 
     async def _ready(self, program: Program) -> None:
         seconds = await self.supervisor.start(program).first_ready
-        self.report(f"{program.name:<14} ready in {seconds:.1f} s")
+        if program.name != "watchdog":
+            self.report(f"{program.name:<14} ready in {seconds:.1f} s")
 
     async def _stop(self) -> None:
-        for names, seconds in zip(STOP_ORDER, STOP_SECONDS, strict=True):
-            await self.supervisor.stop(names, seconds)
+        begun = time.monotonic()
+        for names, seconds in STOP_ORDER.items():
+            await self.supervisor.stop(names, min(seconds, begun + STOP_SECONDS - time.monotonic()))
         await self._end_strays(self.mark, "Processes that outlived their parent")
         await self.supervisor.stop(["watchdog"], 1.0)
         state_path(self.settings).unlink(missing_ok=True)
@@ -181,7 +186,7 @@ class _Service:
         )
 
     def _programs(self, urls: Urls, prefect_database: str) -> list[Program]:
-        """What starts at once, after the database."""
+        """What starts once there is a database; the Prefect server first."""
         ready_file = self.settings.run_dir / "worker.ready"
 
         async def worker_is_ready(pid: int) -> bool:

@@ -12,8 +12,9 @@ def server_environment(settings: Settings, database_url: str) -> dict[str, str]:
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url,
         "PREFECT_SERVER_API_HOST": settings.host,
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
-        # The browser asks there; without it the page asks on port 4200, whatever port served it.
-        "PREFECT_SERVER_UI_API_URL": f"http://{reachable(settings.host)}:{settings.prefect_port}/api",
+        # The page asks there. By default it asks port 4200 of the browser's machine, whatever served it; a path
+        # is right on every port, behind every proxy and tunnel.
+        "PREFECT_SERVER_UI_API_URL": "/api",
     }
 
 

@@ -45,7 +45,10 @@ class ServiceState(BaseModel):
     def is_alive(self) -> bool:
         """Whether the process that wrote this state still runs."""
         try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.process_started) < 1)
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:  # ended, and its parent hasn't asked yet
+                return False
+            return bool(abs(process.create_time() - self.process_started) < 1)
         except psutil.NoSuchProcess:
             return False
 

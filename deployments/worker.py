@@ -39,7 +39,7 @@ def ready_file(settings: Settings) -> Path:
 async def work(settings: Settings, agents: AgentRegistry, zygote: Zygote | None) -> None:
     """Register everything, then run flow runs until cancelled; without a zygote each in a new interpreter."""
     await _wait_until_healthy(f"{settings.prefect_api}/health")
-    await asyncio.gather(_declare_models(settings, agents), _register(settings))
+    await asyncio.gather(save_default(settings), _declare_models(settings, agents), _register(settings))
 
     def started(*_: object) -> None:
         ready_file(settings).write_text(str(os.getpid()))
@@ -50,11 +50,10 @@ async def work(settings: Settings, agents: AgentRegistry, zygote: Zygote | None)
 
 
 async def _register(settings: Settings) -> None:
-    await save_default(settings)
     async with get_client() as client:
         await register_work_pool(client, settings.work_pool)
-        for declared in declared_deployments():
-            await register_deployment(client, declared, settings.work_pool)
+        work = (register_deployment(client, declared, settings.work_pool) for declared in declared_deployments())
+        await asyncio.gather(*work)
 
 
 async def _declare_models(settings: Settings, agents: AgentRegistry) -> None:

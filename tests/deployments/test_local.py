@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from urllib.parse import urljoin
 
 import httpx
 import psutil
@@ -41,7 +42,7 @@ def test_every_part_answers_where_the_state_says(up: Instance) -> None:
 
 def test_the_ui_asks_the_port_it_is_served_on(up: Instance) -> None:
     settings = httpx.get(f"{up.state.urls.prefect_ui}/ui-settings", trust_env=False).json()
-    assert settings["api_url"] == up.state.urls.prefect_api
+    assert urljoin(up.state.urls.prefect_ui, settings["api_url"]) == up.state.urls.prefect_api
 
 
 async def test_what_prefect_yaml_declares_is_registered_with_inactive_schedules(up: Instance) -> None:

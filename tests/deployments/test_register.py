@@ -1,0 +1,60 @@
+"""What prefect.yaml declares, and what of a person's choices outlives registering again."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+
+from deployments.register import declared_deployments, load_flow, merge_schedules, module_entrypoint
+
+NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC", "active": False, "parameters": {"mode": "x"}}
+
+
+def existing(slug: str | None, active: bool, schedule: Any = None) -> DeploymentSchedule:
+    schedule = schedule or CronSchedule(cron="0 1 * * *", timezone="UTC")
+    return DeploymentSchedule(
+        id=uuid4(), deployment_id=uuid4(), slug=slug, active=active, schedule=schedule, parameters={"by": "hand"}
+    )
+
+
+def test_a_new_schedule_is_as_declared() -> None:
+    (schedule,) = merge_schedules([NIGHTLY], [])
+    assert (schedule.slug, schedule.active, schedule.parameters) == ("nightly", False, {"mode": "x"})
+    assert isinstance(schedule.schedule, CronSchedule)
+    assert schedule.schedule.cron == "0 3 * * *"
+
+
+def test_an_existing_schedule_takes_the_declared_time_and_keeps_its_switch() -> None:
+    (schedule,) = merge_schedules([NIGHTLY], [existing("nightly", True)])
+    assert schedule.active
+    assert isinstance(schedule.schedule, CronSchedule)
+    assert schedule.schedule.cron == "0 3 * * *"
+
+
+@pytest.mark.parametrize("slug", [None, "mine"])
+def test_a_schedule_added_by_hand_is_kept(slug: str | None) -> None:
+    added = existing(slug, True, IntervalSchedule(interval=timedelta(hours=2)))
+    merged = merge_schedules([NIGHTLY], [added])
+    assert [(s.slug, s.active) for s in merged] == [("nightly", False), (slug, True)]
+    assert merged[1].parameters == {"by": "hand"}
+    assert merged[1].schedule == added.schedule
+
+
+def test_intervals_are_seconds() -> None:
+    (schedule,) = merge_schedules([{"slug": "often", "interval": 90}], [])
+    assert isinstance(schedule.schedule, IntervalSchedule)
+    assert schedule.schedule.interval == timedelta(seconds=90)
+
+
+def test_every_declared_entrypoint_is_a_flow_of_what_is_installed() -> None:
+    declared = declared_deployments()
+    assert [d["name"] for d in declared] == ["step", "batch"]
+    for deployment in declared:
+        flow = load_flow(module_entrypoint(deployment["entrypoint"]))
+        assert flow.name == deployment["name"]
+        for schedule in deployment["schedules"]:
+            assert schedule["active"] is False
+            flow.validate_parameters(schedule["parameters"])
