@@ -184,6 +184,7 @@ class Workshop:
         served = await self._served()
         if self.job.recipe.quantization not in (None, finetune.file_type(served)):
             tools = await self._tools()
+            await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
             f32 = await finetune.clone_to_f32(tools, served, self.folder / "served-f32.gguf")
             served = await self._quantized(tools, f32, served, "served")
             await asyncio.to_thread(f32.unlink)

@@ -167,6 +167,8 @@ async def test_another_type_is_judged_against_the_served_model_in_that_type(
     assert file_type(await local_file(learned.version.file, settings, store)) == "Q4_0"
     same = await Workshop(job, settings, store).before(learned.prepared)
     assert learned.before.perplexity != same.perplexity
+    elsewhere = Workshop(_with(job, quantization="Q4_0"), settings, store)
+    assert (await elsewhere.before(learned.prepared)).perplexity == learned.before.perplexity
 
 
 async def test_traces_of_the_agent_are_a_dataset(job: Job, settings: Settings, store: ObjectStore) -> None:
