@@ -110,7 +110,7 @@ class WarmWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run one flow run to its end; ``task_status`` gets its process id."""
         installed = isinstance(configuration, WarmJobConfiguration) and configuration._installed
-        if not installed or not self._zygote.alive:
+        if not installed or not await self._zygote.is_usable():
             return await super().run(flow_run, configuration, task_status)
         with contextlib.ExitStack() as stack:
             cwd = configuration.working_dir or stack.enter_context(tempfile.TemporaryDirectory(suffix="prefect"))

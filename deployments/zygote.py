@@ -2,7 +2,8 @@
 
 The zygote is forked from the worker right after the imports, while there is one thread and no event loop, and it
 stays so: a fork of it is as good as a new interpreter. Zygote and worker talk JSON lines over a socket pair:
-``{"id", "environment", "cwd", "quiet"}`` asks for a flow run, ``{"id", "pid"}`` and later ``{"pid", "code"}`` answer.
+``{"warm"}`` says that the imports are done; ``{"id", "environment", "cwd", "quiet"}`` asks for a flow run, which
+``{"id", "pid"}`` and later ``{"pid", "code"}`` answer.
 """
 
 import asyncio
@@ -68,15 +69,20 @@ class Zygote:
         self._asked: dict[int, asyncio.Future[ForkedProcess]] = {}
         self._running: dict[int, ForkedProcess] = {}
         self._count = 0
-        self._writer: asyncio.StreamWriter | None = None
-        self.alive = True
+        self._warm: asyncio.Future[None] | None = None
+
+    async def is_usable(self) -> bool:
+        """Whether flow runs can be forked: waits for the end of the imports; False from the zygote's death on."""
+        if self._warm is None:
+            self._warm = asyncio.get_running_loop().create_future()
+            reader, self._writer = await asyncio.open_connection(sock=self._connection)
+            self._listening = asyncio.create_task(self._listen(reader))
+        await asyncio.wait([self._warm])
+        return not self._listening.done() and not self._warm.cancelled()
 
     async def start(self, environment: dict[str, str], cwd: Path, *, quiet: bool) -> ForkedProcess:
         """Fork a flow run. ConnectionError when the zygote has died."""
-        if self._writer is None:
-            reader, self._writer = await asyncio.open_connection(sock=self._connection)
-            self._listening = asyncio.create_task(self._listen(reader))
-        if not self.alive:
+        if not await self.is_usable():
             raise ConnectionError("The process that starts flow runs has died.")
         self._count += 1
         answer: asyncio.Future[ForkedProcess] = asyncio.get_running_loop().create_future()
@@ -86,14 +92,17 @@ class Zygote:
         return await answer
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
+        assert self._warm is not None
         async for line in reader:
             message = json.loads(line)
-            if "id" in message:
+            if "warm" in message:
+                self._warm.set_result(None)
+            elif "id" in message:
                 process = self._running[message["pid"]] = ForkedProcess(message["pid"])
                 self._asked.pop(message["id"]).set_result(process)
             else:
                 self._running.pop(message["pid"]).end(message["code"])
-        self.alive = False
+        self._warm.cancel()
         for answer in self._asked.values():
             answer.set_exception(ConnectionError("The process that starts flow runs has died."))
         # Nobody can tell their exit any more: end them, so that "crashed" is true.
@@ -121,6 +130,7 @@ def _serve(connection: socket.socket) -> int:
     """Fork for each request until the worker is gone, then wait for the flow runs that go on without it."""
     if not _warm_up():
         return 1
+    _tell(connection, {"warm": True})
     waking, wake = os.pipe()
     for end in (waking, wake):
         os.set_blocking(end, False)

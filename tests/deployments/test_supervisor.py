@@ -46,6 +46,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 async def test_a_child_that_dies_is_started_again_later_each_time(tmp_path: Path) -> None:
     async with supervisor(tmp_path) as (running, lines):
         child = running.start(program(tmp_path, SLEEP))
@@ -87,7 +91,7 @@ async def test_a_child_that_ignores_its_signal_is_killed(tmp_path: Path) -> None
     code = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('armed', flush=True); {SLEEP}"
     async with supervisor(tmp_path) as (running, lines):
         child = running.start(program(tmp_path, code))
-        await until(lambda: "armed" in (tmp_path / "part.log").read_text())
+        await until(lambda: "armed" in _read(tmp_path / "part.log"))
         pid = child.state.pid or 0
         await running.stop(["part"], 0.3)
         assert not is_running(pid)

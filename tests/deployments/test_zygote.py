@@ -88,7 +88,7 @@ def test_when_the_zygote_dies_its_flow_runs_are_ended_and_the_worker_learns_it()
 import psutil
 process = await forks.start(environment, Path("/tmp"), quiet=False)
 psutil.Process(process.pid).parent().kill()
-print(await process.wait(), forks.alive)
+print(await process.wait(), await forks.is_usable())
 try:
     await forks.start(environment, Path("/tmp"), quiet=False)
 except ConnectionError as error:
@@ -101,6 +101,11 @@ print(psutil.pid_exists(process.pid) and psutil.Process(process.pid).status() !=
         "False",
         "worker ends",
     ]
+
+
+def test_imports_that_leave_threads_behind_make_it_unusable() -> None:
+    engine = PLAIN + "\nzygote._warm_up = lambda: False"
+    assert worker("print(await forks.is_usable())", engine).stdout.splitlines() == ["False", "worker ends"]
 
 
 def test_a_process_with_threads_is_not_forked() -> None:
