@@ -162,7 +162,7 @@ async def test_real_model_answers_and_tools_are_offered(service: Service, client
     _, output = await run_step(client, input="Say hello.", inference={"max_tokens": 12})
     assert isinstance(output.output, str) and output.output
     assert output.usage.output_tokens > 0
-    assert output.model == "local/assistant"
+    assert output.model == "smollm2-135m-instruct"
     trace = await TraceStore(store(service)).read(output.artifacts["trace"])
     assert "calculator" in [tool["function"]["name"] for tool in trace["tools"]]
 

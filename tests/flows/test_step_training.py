@@ -52,7 +52,7 @@ async def test_agent_learns_and_serves_the_new_version_without_a_restart(
     # What shares the base stays as it was.
     assert "@" not in served(service, "local/classmate")
     _, thought = await run_step(client, input="hi", agent="pupil")
-    assert thought.model == "local/pupil"
+    assert thought.model == outcome.model_version
     shown = await artifacts(client, run.id)
     assert {"summary", "objects", "training", "loss-curve"} <= set(shown)
     assert str(shown["loss-curve"]).startswith("data:image/svg+xml;base64,")

@@ -25,6 +25,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from timestep.agents.units import unit, unit_key
 from timestep.errors import TimestepError
+from timestep.models.providers import answered
 
 _response = TypeAdapter(ModelResponse)
 
@@ -183,6 +184,8 @@ class DurableModel(Model):
 
         async def call() -> Any:
             started = time.perf_counter()
+            names: list[str] = []
+            answered.set(names)
             response = await _translate_errors(
                 self._model.get_response(
                     system_instructions,
@@ -196,11 +199,12 @@ class DurableModel(Model):
                 )
             )
             record.seconds = time.perf_counter() - started
-            return _response.dump_python(response, mode="json")
+            served = names[-1] if names else self.name
+            return {"model": served, "response": _response.dump_python(response, mode="json")}
 
         name = f"{self._agent} {run.turn}: {self.name}"
         recorded = await unit("model-call", name, unit_key(run.step.step_id, position, request), call)
-        response = _response.validate_python(recorded)
+        response, record.name = _response.validate_python(recorded["response"]), recorded["model"]
         record.usage = {"input_tokens": response.usage.input_tokens, "output_tokens": response.usage.output_tokens}
         run.step.calls.append(record)
         calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]

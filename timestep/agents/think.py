@@ -70,6 +70,7 @@ async def think(
         trace |= {"status": "cancelled" if cancelled else "failed", "error": f"{error}", "output": None}
         await _write(trace, step, store, started)
         raise
+    trace["model"] = output.model
     trace |= {"status": output.status, "error": None, "output": output.output, "usage": output.usage.model_dump()}
     output.artifacts["trace"] = await _write(trace, step, store, started)
     return output, trace
@@ -98,7 +99,11 @@ async def _run(
         raise TimestepError(
             f"Agent '{agent.name}' did not finish within {request.max_turns} turns. Raise max_turns."
         ) from error
-    return _output(request, step, result, agent, model_name)
+    # The version that answered, where the model was local; the last one, should it have changed in between.
+    answered = [
+        call.name for call in step.calls if call.kind == "model" and "/" not in call.position.rpartition("/")[0]
+    ]
+    return _output(request, step, result, agent, answered[-1] if answered else model_name)
 
 
 def _output(request: Thinking, step: DurableStep, result: RunResult, agent: Agent[Any], model_name: str) -> StepOutput:

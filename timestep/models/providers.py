@@ -1,14 +1,20 @@
 """From a model's name to an Agents SDK ``Model``: the local model server, or the SDK's own providers."""
 
 import functools
+from contextvars import ContextVar
+from typing import Any
 
 from agents import Model, MultiProvider, OpenAIChatCompletionsModel, UserError
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError, Timeout
 
 from timestep.errors import NotFoundError, ServiceUnavailableError, UsageError
+from timestep.models.routing import SERVED_HEADER
 from timestep.settings import Settings
 
 LOCAL = "local/"
+
+# Names of the versions that answered, noted here for whoever set a list; the Agents SDK drops them.
+answered: ContextVar[list[str]] = ContextVar("answered")
 
 
 def is_local(name: str, known: frozenset[str]) -> bool:
@@ -53,5 +59,10 @@ def _client(url: str) -> AsyncOpenAI:
         api_key="local",
         max_retries=2,
         timeout=Timeout(600, connect=5),
-        http_client=DefaultAsyncHttpxClient(verify=url.startswith("https")),
+        http_client=DefaultAsyncHttpxClient(verify=url.startswith("https"), event_hooks={"response": [_note]}),
     )
+
+
+async def _note(response: Any) -> None:
+    if SERVED_HEADER in response.headers:
+        answered.get([]).append(response.headers[SERVED_HEADER])

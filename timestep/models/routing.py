@@ -17,6 +17,8 @@ from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
 PREFIX = "local/"
+# Says which version answered; clients of OpenAI's API that drop the response's own field can read it here.
+SERVED_HEADER = "timestep-model"
 
 
 def is_file(name: str) -> bool:

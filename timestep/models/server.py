@@ -20,7 +20,7 @@ from timestep.models.engines import EnginePool
 from timestep.models.errors import error_body, install_error_handlers
 from timestep.models.registry import ModelRegistry
 from timestep.models.request import ChatRequest
-from timestep.models.routing import ModelRouter
+from timestep.models.routing import SERVED_HEADER, ModelRouter
 from timestep.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -78,14 +78,16 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     engine = await pool.get(served.path)
     generation = engine.stream(body.messages, body.tools, **body.options())
     completion = Completion(served.name, generation)
+    headers = {SERVED_HEADER: served.name}
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
-        return StreamingResponse(_events(pool, generation, completion, usage), media_type="text/event-stream")
+        events = _events(pool, generation, completion, usage)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
     try:
         await unless_gone(request, _finish(pool, generation))
     except ClientGone:
         return Response(status_code=499)
-    return JSONResponse(completion.whole())
+    return JSONResponse(completion.whole(), headers=headers)
 
 
 async def _events(
