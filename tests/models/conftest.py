@@ -101,7 +101,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Se
         variables = environment() | {f"TIMESTEP_{name}": value for name, value in own.items()}
         process = subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env=variables)
         servers.append(Server(f"http://127.0.0.1:{port}", process))
-        wait_for(lambda: answers(servers[-1].url), 60)
+        wait_for(lambda: answers(servers[-1].url) or process.poll() is not None, 60)
+        assert process.poll() is None, f"{module} ended with {process.returncode}"
         return servers[-1]
 
     yield start

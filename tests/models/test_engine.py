@@ -46,7 +46,7 @@ def test_stop_ends_the_answer(engine: LlamaEngine) -> None:
 
 def test_penalties_change_what_is_repeated(engine: LlamaEngine) -> None:
     def words(penalty: float) -> int:
-        options: dict[str, Any] = {"temperature": 0, "max_tokens": 120, "frequency_penalty": penalty}
+        options: dict[str, Any] = {"temperature": 0, "max_tokens": 60, "frequency_penalty": penalty}
         return len(set((finish(engine.stream(OCEAN, **options)).message.content or "").split()))
 
     assert words(1.5) > words(0)
