@@ -26,6 +26,8 @@ def service_environment(settings: Settings, mark: str) -> dict[str, str]:
         **prefect_environment(settings),
         instance.VARIABLE: mark,
         "PYTHONUNBUFFERED": "1",
+        # Why: timestep/models/__init__.py.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "300"),
     }
 
 
