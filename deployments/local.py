@@ -6,7 +6,6 @@ that is interrupted can still report to Prefect, and Prefect to its database.
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -182,7 +181,7 @@ class _Service:
             prefect_ui=prefect_ui,
             prefect_api=f"{prefect_ui}/api",
             model_server=str(settings.model_server_url),
-            database=re.sub(r"(//[^:/@]*):[^@/]*@", r"\1@", str(settings.database_url)),
+            database=str(settings.database_url),
         )
 
     def _programs(self, urls: Urls, prefect_database: str) -> list[Program]:

@@ -5,11 +5,12 @@ so that a number used again by another program isn't mistaken for ours.
 """
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from timestep.settings import Settings
 
@@ -22,6 +23,11 @@ class Urls(BaseModel):
     prefect_api: str
     model_server: str
     database: str
+
+    @field_validator("database")
+    @classmethod
+    def _without_password(cls, url: str) -> str:
+        return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1@", url)
 
 
 class ChildState(BaseModel):

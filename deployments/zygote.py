@@ -24,8 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# What Prefect and libcloud import only when a flow run is under way.
+# What a flow run imports only when it is under way.
 LATE_MODULES = (
+    "flows.learn",
     "prefect.engine",
     "prefect.task_engine",
     "prefect._internal.metrics",

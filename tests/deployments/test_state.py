@@ -1,0 +1,54 @@
+"""When a state file means a running service."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deployments.state import ServiceState, Urls, load_state, state_path
+from tests.deployments.conftest import wait_for
+from timestep.settings import Settings
+
+DATABASE = "postgresql://somebody:s3cret@db.example:5432/postgres?sslmode=require"
+URLS = Urls(api="a", prefect_ui="b", prefect_api="c", model_server="d", database=DATABASE)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path)
+    settings.run_dir.mkdir()
+    return settings
+
+
+def test_a_state_is_read_as_it_was_written_but_for_the_password(settings: Settings) -> None:
+    state = ServiceState(urls=URLS)
+    state.save(settings)
+    assert load_state(settings) == state
+    assert state.urls.database == "postgresql://somebody@db.example:5432/postgres?sslmode=require"
+    assert "s3cret" not in state_path(settings).read_text()
+
+
+def test_a_process_that_is_gone_is_no_service_even_before_its_parent_asked(settings: Settings) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started = psutil.Process(process.pid).create_time()
+        ServiceState(pid=process.pid, process_started=started, urls=URLS).save(settings)
+        assert load_state(settings) is not None
+        assert process.stdin is not None
+        process.stdin.close()
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, 10)
+        assert load_state(settings) is None
+    assert load_state(settings) is None
+
+
+def test_another_program_under_the_same_number_is_no_service(settings: Settings) -> None:
+    state = ServiceState(urls=URLS)
+    state.process_started -= 3600
+    state.save(settings)
+    assert load_state(settings) is None
+
+
+def test_a_file_that_is_no_state_is_no_service(settings: Settings) -> None:
+    state_path(settings).write_text("{")
+    assert load_state(settings) is None
