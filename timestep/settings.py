@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     context_length: int = Field(4096, ge=128, description="Context of the served model, in tokens.")
     threads: int = Field(0, ge=0, description="Threads for llama.cpp; 0 means the machine's cores.")
     work_pool: str = Field("timestep", description="Prefect work pool of the service.")
-    worker_limit: int = Field(4, ge=1, description="Flow runs the worker executes at the same time.")
+    worker_limit: int = Field(
+        8, ge=3, description="Flow runs the worker executes at the same time; two may be batches, which wait for steps."
+    )
     toolchain: Path | None = Field(None, description="Folder of the built llama.cpp tools; default: under the home.")
     toolchain_source: str = Field(
         "sdist", description="Where llama.cpp comes from: 'sdist', 'path' (binaries on PATH), or 'git:TAG'."
