@@ -72,6 +72,7 @@ async def register_deployment(client: PrefectClient, declared: dict[str, Any], w
         work_queue_name=declared.get("work_pool", {}).get("work_queue_name"),
         job_variables=declared.get("work_pool", {}).get("job_variables"),
         entrypoint=entrypoint,
+        pull_steps=[],  # not None, which would leave those of an earlier `prefect deploy`
         parameter_openapi_schema=parameter_schema(flow).model_dump(exclude_unset=True),
         enforce_parameter_schema=True,
         schedules=merge_schedules(declared.get("schedules") or [], existing.schedules if existing else []),

@@ -128,6 +128,15 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.fixture(scope="package", autouse=True)
+def nobodys_settings() -> Iterator[None]:
+    """No settings but those a test gives."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("TIMESTEP_", "PREFECT_"))]:
+            patch.delenv(name)
+        yield
+
+
 @pytest.fixture(scope="module")
 def up() -> Iterator[Instance]:
     """A running service."""

@@ -15,6 +15,7 @@ from prefect.states import Cancelling
 
 from deployments.local import down, status
 from deployments.local import up as start_service
+from deployments.register import merge_schedules
 from storage.block import StorageBlock
 from tests.deployments.conftest import Instance, is_running, reach, wait_for
 from timestep.database.engine import Database
@@ -169,6 +170,17 @@ async def test_flow_runs_start_again_after_everything_was_restarted(up: Instance
 async def test_a_schedule_switched_on_stays_on_after_a_restart_and_sigterm_ends_all_in_10_s(up: Instance) -> None:
     async with up.prefect() as client:
         step = await client.read_deployment_by_name("step/step")
+        # As `prefect deploy` registers it.
+        pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(up.home)}}]
+        await client.create_deployment(
+            step.flow_id,
+            "step",
+            entrypoint="flows/step.py:step",
+            pull_steps=pull,
+            work_pool_name=up.settings.work_pool,
+            schedules=merge_schedules([], step.schedules),
+        )
+        step = await client.read_deployment_by_name("step/step")
         await client.update_deployment_schedule(step.id, step.schedules[0].id, active=True)
         run = await reach(client, await up.trigger(client, "nap", child=True), "Running")
     processes = up.processes()
@@ -186,6 +198,7 @@ async def test_a_schedule_switched_on_stays_on_after_a_restart_and_sigterm_ends_
     async with up.prefect() as client:
         step = await client.read_deployment_by_name("step/step")
         assert [(s.slug, s.active) for s in step.schedules] == [("nightly-training", True)]
+        assert (step.entrypoint, step.pull_steps) == ("flows.step.step", [])
         # The flow run that was under way was told, and could still say so.
         assert (await client.read_flow_run(run.id)).state.name == "Crashed"
 
