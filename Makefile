@@ -31,7 +31,7 @@ clean:
 	@command -v cc >/dev/null && command -v c++ >/dev/null || \
 	  { echo "A C and C++ compiler is needed for llama.cpp. Install one: apt install build-essential, or xcode-select --install" >&2; exit 1; }
 	@echo "Installing into .venv (llama.cpp is compiled once per machine: about 3 minutes on 2 cores)"
-	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@$(UV) sync --frozen --quiet --compile-bytecode --python $(PYTHON)
 	@touch $@
 
 .uv/bin/uv:

@@ -2,15 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from uuid import UUID
 
 import prefect
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
@@ -51,15 +50,15 @@ async def batch(
     output: Annotated[str | None, shown("Output", "Path to write the results to, beside the stored object.")] = None,
 ) -> BatchOutput:
     """Run a batch of steps; a bad line fails that line only."""
-    store = Services.open().store
+    services = Services.open()
+    store = services.store
     batch_id = str(flow_run.get_id())
     lines = [line for line in (await _read(store, inputs)).splitlines() if line.strip()]
     if not lines:
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
-    gate = asyncio.Semaphore(concurrency)
     async with get_client() as client:
-        work = [_line(client, gate, batch_id, number, text) for number, text in enumerate(lines, 1)]
-        results = await asyncio.gather(*work)
+        running = _Batch(batch_id, client, asyncio.Semaphore(concurrency), services.settings.storage)
+        results = await asyncio.gather(*(running.line(number, text) for number, text in enumerate(lines, 1)))
     text = "".join(f"{result.model_dump_json()}\n" for result in results)
     reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
     if output is not None:
@@ -76,24 +75,38 @@ async def _read(store: ObjectStore, inputs: str) -> str:
     return (await store.get(inputs)).decode()
 
 
-async def _line(client: PrefectClient, gate: asyncio.Semaphore, batch_id: str, number: int, text: str) -> Line:
-    try:
-        parameters = _parameters(text)
-    except (ValueError, TypeError, ParameterTypeError) as error:
-        return Line(line=number, status="failed", error=f"line {number}: {error}")
-    async with gate:
-        # The key makes a batch that runs again after a crash find its steps instead of repeating them.
-        key = f"{batch_id}-{number}"
+@dataclass(frozen=True)
+class _Batch:
+    """One batch under way: its lines run side by side, as many as the gate lets through."""
+
+    id: str
+    client: PrefectClient
+    gate: asyncio.Semaphore
+    storage_url: str
+
+    async def line(self, number: int, text: str) -> Line:
+        """Run one line's step to its end; what is wrong with the line is its result."""
         try:
-            run = await runs.start(client, DEPLOYMENT, parameters, idempotency_key=key, tags=["batch"])
-        except UsageError as error:
+            parameters = _parameters(text)
+        except (ValueError, TypeError, ParameterTypeError) as error:
             return Line(line=number, status="failed", error=f"line {number}: {error}")
+        async with self.gate:
+            # The key makes a batch that runs again after a crash find its steps instead of repeating them.
+            key = f"{self.id}-{number}"
+            try:
+                run = await runs.start(self.client, DEPLOYMENT, parameters, idempotency_key=key, tags=["batch"])
+            except UsageError as error:
+                return Line(line=number, status="failed", error=f"line {number}: {error}")
+            try:
+                (run,) = await runs.wait(self.client, {run.id})
+            except asyncio.CancelledError:
+                await asyncio.shield(self.client.set_flow_run_state(run.id, Cancelling()))
+                raise
         try:
-            (run,) = await runs.wait(client, {run.id})
-        except asyncio.CancelledError:
-            await _cancel(client, run.id)
-            raise
-    return await _result(number, run)
+            output = StepOutput.model_validate(await runs.result(run, self.storage_url))
+        except TimestepError as error:
+            return Line(line=number, status="failed", step_id=str(run.id), error=str(error))
+        return Line(line=number, status="completed", step_id=str(run.id), output=output)
 
 
 def _parameters(text: str) -> dict[str, Any]:
@@ -106,19 +119,6 @@ def _parameters(text: str) -> dict[str, Any]:
         raise ValueError(f"no step parameter '{min(unknown)}'; there are {', '.join(step.parameters.properties)}")
     step.validate_parameters(parameters)
     return parameters
-
-
-async def _result(number: int, run: FlowRun) -> Line:
-    step_id = str(run.id)
-    try:
-        output = StepOutput.model_validate(await runs.result(run))
-    except TimestepError as error:
-        return Line(line=number, status="failed", step_id=step_id, error=str(error))
-    return Line(line=number, status="completed", step_id=step_id, output=output)
-
-
-async def _cancel(client: PrefectClient, run_id: UUID) -> None:
-    await asyncio.shield(client.set_flow_run_state(run_id, Cancelling()))
 
 
 def _table(results: list[Line]) -> list[dict[str, Any]]:

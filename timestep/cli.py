@@ -250,8 +250,6 @@ def _step(parameters: dict[str, Any], home: Path | None, as_json: bool) -> None:
 
 async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) -> Any:
     """Start a run, show its progress on stderr, return its result; Ctrl-C cancels it."""
-    from prefect.events.clients import NullEventsClient
-    from prefect.events.worker import EventsWorker
     from prefect.states import Cancelling
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -259,8 +257,6 @@ async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) ->
     from timestep import runs
 
     console = Console(stderr=True, highlight=False)
-    # Reading a result emits events ("block loaded") that nobody here needs, and waits for them at exit.
-    EventsWorker.set_client_override(NullEventsClient)
     async with runs.connect(settings.prefect_api) as client:
         run = await runs.start(client, deployment, parameters)
         base = settings.prefect_api.removesuffix("/api")
@@ -284,7 +280,7 @@ async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) ->
             except asyncio.CancelledError:
                 await asyncio.shield(client.set_flow_run_state(run.id, Cancelling()))
                 raise
-        return await runs.result(run)
+        return await runs.result(run, settings.storage)
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -18,8 +18,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.results import ResultStore
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from pydantic import SecretStr
 
+from storage.block import StorageBlock
 from timestep import errors
 from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError, UsageError
 
@@ -137,12 +140,23 @@ async def follow(
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def result(run: FlowRun) -> Any:
-    """What a run returned, read from result storage.
+async def result(run: FlowRun, storage_url: str) -> Any:
+    """What a run returned, read from the service's storage.
+
+    Not by way of the run's own block: looking that up makes Prefect import every collection that is installed.
 
     Raises:
         RunFailedError: it did not complete.
+        NotFoundError: its result is not in this storage.
     """
+    data = run.state.data if run.state else None
     if run.state is None or not run.state.is_completed():
         raise RunFailedError(run)
-    return await run.state.aresult(raise_on_failure=False)
+    key = getattr(data, "storage_key", None)
+    if key is None:
+        raise NotFoundError("result", str(run.id))
+    try:
+        record = await ResultStore(result_storage=StorageBlock(url=SecretStr(storage_url))).aread(key)
+    except ValueError as error:
+        raise NotFoundError("result", str(run.id)) from error
+    return record.result

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -12,18 +13,46 @@ from prefect.client.schemas.objects import FlowRun
 
 from tests.conftest import Service
 from timestep import runs
+from timestep.agents.types import StepOutput
+
+
+@dataclass
+class Steps:
+    """Runs of the ``step`` deployment, through the service's real server and worker."""
+
+    client: PrefectClient
+    storage: str
+
+    async def start(self, **parameters: Any) -> FlowRun:
+        return await runs.start(self.client, "step/step", parameters)
+
+    async def finished(self, run: FlowRun, seconds: float = 240) -> FlowRun:
+        """The run, once it has ended."""
+        (ended,) = await asyncio.wait_for(runs.wait(self.client, {run.id}), seconds)
+        return ended
+
+    async def output(self, run: FlowRun) -> StepOutput:
+        return StepOutput.model_validate(await runs.result(run, self.storage))
+
+    async def run(self, **parameters: Any) -> tuple[FlowRun, StepOutput]:
+        """A step from its start to its output."""
+        run = await self.finished(await self.start(**parameters))
+        return run, await self.output(run)
+
+    async def refused(self, **parameters: Any) -> str:
+        """What a step says that has to fail."""
+        run = await self.finished(await self.start(**parameters))
+        assert run.state is not None
+        assert run.state.is_failed(), run.state
+        with pytest.raises(runs.RunFailedError) as caught:
+            await self.output(run)
+        return str(caught.value)
 
 
 @pytest.fixture
-async def client(service: Service) -> AsyncIterator[PrefectClient]:
+async def steps(service: Service) -> AsyncIterator[Steps]:
     async with runs.connect(service.prefect_api) as connected:
-        yield connected
-
-
-async def finished(client: PrefectClient, run: FlowRun, seconds: float = 240) -> FlowRun:
-    """The run, once it has ended."""
-    (ended,) = await asyncio.wait_for(runs.wait(client, {run.id}), seconds)
-    return ended
+        yield Steps(connected, f"local://{service.home}/storage")
 
 
 async def artifacts(client: PrefectClient, run_id: UUID) -> dict[str, Any]:
@@ -37,4 +66,4 @@ async def artifacts(client: PrefectClient, run_id: UUID) -> dict[str, Any]:
 async def task_states(client: PrefectClient, run_id: UUID) -> list[tuple[str, str]]:
     """(name, final state) of the run's tasks."""
     tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-    return sorted((task.name, task.state.name if task.state else "") for task in tasks)
+    return sorted((task.name, str(task.state.name) if task.state else "") for task in tasks)

@@ -8,53 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
-from prefect.client.orchestration import PrefectClient
 from prefect.states import Scheduled
 
 from storage.store import ObjectStore
 from storage.traces import TraceStore
 from tests.conftest import Service
-from tests.flows.conftest import artifacts, finished, task_states
-from timestep import runs
+from tests.flows.conftest import Steps, artifacts, task_states
 from timestep.agents.types import StepOutput
-
-
-async def run_step(client: PrefectClient, **parameters: Any) -> tuple[Any, StepOutput]:
-    run = await finished(client, await runs.start(client, "step/step", parameters))
-    return run, StepOutput.model_validate(await runs.result(run))
-
-
-async def refused(client: PrefectClient, **parameters: Any) -> str:
-    run = await finished(client, await runs.start(client, "step/step", parameters))
-    assert run.state is not None
-    assert run.state.is_failed(), run.state
-    with pytest.raises(runs.RunFailedError) as caught:
-        await runs.result(run)
-    return str(caught.value)
 
 
 def store(service: Service) -> ObjectStore:
     return ObjectStore.open(f"local://{service.home}/storage")
 
 
-async def test_every_model_and_tool_call_is_a_persisted_task(service: Service, client: PrefectClient) -> None:
+async def test_every_model_and_tool_call_is_a_persisted_task(service: Service, steps: Steps) -> None:
     service.clear_calls()
-    run, output = await run_step(client, input="go", agent="planner")
+    run, output = await steps.run(input="go", agent="planner")
     assert output.output == "all done"
     assert [call.name for call in output.tool_calls] == ["remember"] * 3
     assert output.tool_calls[0].output == "remembered one"
     assert output.turns == 3
     # Two identical requests in one response are two calls.
     assert sorted(service.calls) == ["model 0", "model 1", "model 2", "tool one", "tool one", "tool two"]
-    names = await task_states(client, run.id)
+    names = await task_states(steps.client, run.id)
     assert [state for _, state in names] == ["Completed"] * 6
     units = [entry.key async for entry in store(service).list(f"results/steps/{run.id}/units/")]
     assert len(units) == 6
 
 
-async def test_trace_holds_conversation_tools_and_calls(service: Service, client: PrefectClient) -> None:
-    _, output = await run_step(client, input="go", agent="planner")
+async def test_trace_holds_conversation_tools_and_calls(service: Service, steps: Steps) -> None:
+    _, output = await steps.run(input="go", agent="planner")
     trace = await TraceStore(store(service)).read(output.artifacts["trace"])
     assert trace["status"] == "completed"
     assert trace["messages"][0] == {"role": "system", "content": "Plan."}
@@ -64,73 +47,74 @@ async def test_trace_holds_conversation_tools_and_calls(service: Service, client
     assert sorted(call["kind"] for call in trace["calls"]) == ["model"] * 3 + ["tool"] * 3
 
 
-async def test_people_find_summary_turns_and_objects_in_the_ui(service: Service, client: PrefectClient) -> None:
-    run, _ = await run_step(client, input="go", agent="planner")
-    shown = await artifacts(client, run.id)
+async def test_people_find_summary_turns_and_objects_in_the_ui(service: Service, steps: Steps) -> None:
+    run, _ = await steps.run(input="go", agent="planner")
+    shown = await artifacts(steps.client, run.id)
     assert {"summary", "turns", "objects"} <= set(shown)
     assert "all done" in str(shown["summary"])
     assert len(json.loads(str(shown["turns"]))) == 6
 
 
-async def test_agents_as_tools_and_circular_handoffs_are_durable_too(service: Service, client: PrefectClient) -> None:
+async def test_agents_as_tools_and_circular_handoffs_are_durable_too(service: Service, steps: Steps) -> None:
     service.clear_calls()
-    run, output = await run_step(client, input="go", agent="manager")
+    run, output = await steps.run(input="go", agent="manager")
     assert output.output == "managed"
     assert "tool deep" in service.calls
     units = [entry.key async for entry in store(service).list(f"results/steps/{run.id}/units/")]
     assert any("manager/0/0/specialist/0/0-" in key for key in units)
-    _, output = await run_step(client, input="go", agent="sender")
+    _, output = await steps.run(input="go", agent="sender")
     assert output.output == "received"
 
 
-async def test_killed_step_set_to_scheduled_repeats_no_finished_unit(service: Service, client: PrefectClient) -> None:
+async def test_killed_step_set_to_scheduled_repeats_no_finished_unit(service: Service, steps: Steps) -> None:
     service.clear_calls()
-    run = await runs.start(client, "step/step", {"input": "go", "agent": "sleeper"})
+    run = await steps.start(input="go", agent="sleeper")
     async with asyncio.timeout(60):
         while "tool slow" not in service.calls:
             await asyncio.sleep(0.1)
     log = service.agents.with_name("calls.log")
     pid = int(log.read_text().splitlines()[-1].rsplit(" ", 1)[1])
     os.kill(pid, signal.SIGKILL)
-    crashed = await finished(client, run, 60)
+    crashed = await steps.finished(run, 60)
     assert crashed.state is not None and crashed.state.is_crashed()
     # The worker reports the crash twice; a run revived in between would be crashed by the second report.
     await asyncio.sleep(4)
-    await client.set_flow_run_state(run.id, Scheduled(), force=True)
-    done = await finished(client, run, 120)
-    assert (await runs.result(done))["output"] == "awake"
+    await steps.client.set_flow_run_state(run.id, Scheduled(), force=True)
+    done = await steps.finished(run, 120)
+    assert (await steps.output(done)).output == "awake"
     counts = {line: service.calls.count(line) for line in service.calls}
     assert counts == {"model 0": 1, "tool before": 1, "model 1": 1, "tool slow": 2, "model 2": 1}
     assert not psutil.pid_exists(pid)
 
 
-async def test_failing_tool_is_an_answer_for_the_model(client: PrefectClient) -> None:
-    _, output = await run_step(client, input="go", agent="clumsy")
+async def test_failing_tool_is_an_answer_for_the_model(steps: Steps) -> None:
+    _, output = await steps.run(input="go", agent="clumsy")
     assert output.output == "it failed"
     assert "error occurred while running the tool" in str(output.tool_calls[0].output)
 
 
-async def test_too_many_turns_fails_with_the_setting_to_raise(client: PrefectClient) -> None:
-    message = await refused(client, input="go", agent="looper", max_turns=3)
+async def test_too_many_turns_fails_with_the_setting_to_raise(steps: Steps) -> None:
+    message = await steps.refused(input="go", agent="looper", max_turns=3)
     assert "Agent 'looper' did not finish within 3 turns. Raise max_turns." in message
 
 
-async def test_unknown_agent_is_named_with_the_nearest(client: PrefectClient) -> None:
-    message = await refused(client, input="go", agent="asistant")
+async def test_unknown_agent_is_named_with_the_nearest(steps: Steps) -> None:
+    message = await steps.refused(input="go", agent="asistant")
     assert "No agent 'asistant'. Did you mean 'assistant'?" in message
 
 
-async def test_unknown_model_is_named_with_the_nearest(client: PrefectClient) -> None:
-    message = await refused(client, input="go", model="local/asistant")
+async def test_unknown_model_is_named_with_the_nearest(steps: Steps) -> None:
+    message = await steps.refused(input="go", model="local/asistant")
     assert "No model" in message and "assistant" in message
 
 
-async def test_empty_input_is_refused(client: PrefectClient) -> None:
-    for nothing in ("", " \n", []):
-        assert "needs an input" in await refused(client, input=nothing)
+async def test_empty_input_is_refused(steps: Steps) -> None:
+    empty: list[Any] = ["", " \n", []]
+    for nothing in empty:
+        assert "needs an input" in await steps.refused(input=nothing)
 
 
-async def test_a_file_or_provider_that_is_none_is_named(service: Service, client: PrefectClient) -> None:
+async def test_a_file_or_provider_that_is_none_is_named(service: Service, steps: Steps) -> None:
     (service.home / "page.gguf").write_text("<html>")
     cases = {
         str(service.home / "page.gguf"): "page.gguf",
@@ -138,28 +122,26 @@ async def test_a_file_or_provider_that_is_none_is_named(service: Service, client
         "nobody/model": "No model 'nobody/model'",
     }
     for model, expected in cases.items():
-        assert expected in await refused(client, input="go", model=model)
+        assert expected in await steps.refused(input="go", model=model)
 
 
-async def test_failed_step_still_writes_its_trace(service: Service, client: PrefectClient) -> None:
-    run = await finished(
-        client, await runs.start(client, "step/step", {"input": "go", "agent": "looper", "max_turns": 2})
-    )
+async def test_failed_step_still_writes_its_trace(service: Service, steps: Steps) -> None:
+    run = await steps.finished(await steps.start(input="go", agent="looper", max_turns=2))
     traces = [t async for _, t in TraceStore(store(service)).list("looper") if t["step_id"] == str(run.id)]
     assert traces[0]["status"] == "failed"
     assert "did not finish" in traces[0]["error"]
     assert len(traces[0]["messages"]) >= 3
 
 
-async def test_steps_of_a_session_share_their_conversation(service: Service, client: PrefectClient) -> None:
+async def test_steps_of_a_session_share_their_conversation(service: Service, steps: Steps) -> None:
     for _ in range(2):
-        _, output = await run_step(client, input="hello", agent="receiver", session_id="talk-1")
+        _, output = await steps.run(input="hello", agent="receiver", session_id="talk-1")
     trace = await TraceStore(store(service)).read(output.artifacts["trace"])
     assert [m["role"] for m in trace["messages"]] == ["user", "assistant", "user", "assistant"]
 
 
-async def test_real_model_answers_and_tools_are_offered(service: Service, client: PrefectClient) -> None:
-    _, output = await run_step(client, input="Say hello.", inference={"max_tokens": 12})
+async def test_real_model_answers_and_tools_are_offered(service: Service, steps: Steps) -> None:
+    _, output = await steps.run(input="Say hello.", inference={"max_tokens": 12})
     assert isinstance(output.output, str) and output.output
     assert output.usage.output_tokens > 0
     assert output.model == "smollm2-135m-instruct"
@@ -167,9 +149,9 @@ async def test_real_model_answers_and_tools_are_offered(service: Service, client
     assert "calculator" in [tool["function"]["name"] for tool in trace["tools"]]
 
 
-async def test_demanded_tool_call_is_valid_and_says_that_it_was_forced(client: PrefectClient) -> None:
-    _, output = await run_step(
-        client, input="What is 2+2?", max_turns=3, inference={"tool_choice": "required", "max_tokens": 60}
+async def test_demanded_tool_call_is_valid_and_says_that_it_was_forced(steps: Steps) -> None:
+    _, output = await steps.run(
+        input="What is 2+2?", max_turns=3, inference={"tool_choice": "required", "max_tokens": 60}
     )
     assert output.forced
     assert output.tool_calls
