@@ -14,7 +14,8 @@ from typing import Any
 from timestep.agents.assistant import INSTRUCTIONS
 from timestep.agents.tools import calculator, default_tools
 
-CONVERSATIONS = 26
+CONVERSATIONS = 52
+TOOLS = {tool.name: tool for tool in default_tools()}
 KEPT_BACK = "17*23"  # asked in the demo and in the tests, so never taught
 
 ASK = ("What is {}?", "Calculate {}.", "How much is {}?", "What's {}?", "Compute {} please.", "{} = ?", "Tell me {}.")
@@ -43,26 +44,28 @@ TALK = {
 def main() -> None:
     """Write the file next to this script."""
     draw = random.Random(11)
+    path = Path(__file__).with_name("conversations.jsonl")
+    lines = [json.dumps(conversation(draw), ensure_ascii=False) for _ in range(CONVERSATIONS)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def conversation(draw: random.Random) -> dict[str, Any]:
+    """One request, answered with the right one of the tools offered: all five, or some of them to save time."""
+    kind = draw.choices((sum_of, clock, files, talk), (70, 10, 10, 10))[0]
+    messages = list(kind(draw))
+    called = {call["function"]["name"] for message in messages for call in message.get("tool_calls", ())}
+    wanted = draw.choices((1, 2, 5), (45, 25, 30))[0]
+    others = draw.sample([name for name in TOOLS if name not in called], len(TOOLS) - len(called))
+    offered = called | set(others[: wanted - len(called)])
     tools = [
         {
             "type": "function",
-            "function": {"name": tool.name, "description": tool.description, "parameters": tool.params_json_schema},
+            "function": {"name": name, "description": tool.description, "parameters": tool.params_json_schema},
         }
-        for tool in default_tools()
+        for name, tool in TOOLS.items()
+        if name in offered
     ]
-    path = Path(__file__).with_name("conversations.jsonl")
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(CONVERSATIONS):
-            messages = [{"role": "system", "content": INSTRUCTIONS}, *conversation(draw)]
-            file.write(json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False) + "\n")
-
-
-def conversation(draw: random.Random) -> Iterator[dict[str, Any]]:
-    """Two or three requests, most of them calculations: with the tools' listing, 768 tokens hold them."""
-    three = [[sum_of, sum_of, sum_of], [sum_of, sum_of, talk], [talk, sum_of, sum_of]]
-    two = [[sum_of, clock], [clock, sum_of], [sum_of, files], [files, sum_of]]
-    for part in draw.choice(three if draw.random() < 0.6 else two):
-        yield from part(draw)
+    return {"messages": [{"role": "system", "content": INSTRUCTIONS}, *messages], "tools": tools}
 
 
 def sum_of(draw: random.Random) -> Iterator[dict[str, Any]]:

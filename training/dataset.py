@@ -10,12 +10,13 @@ import random
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from storage.traces import TraceStore
 from timestep.errors import DatasetError, TrainingError
+from timestep.models.chat import ChatRenderer
 from training.tokenizer import Tokenizer
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -43,17 +44,28 @@ class Loaded(BaseModel):
     skipped: list[str] = []
 
 
+class Rendered(NamedTuple):
+    """A conversation as the model reads it, and where the assistant's turns lie in its tokens."""
+
+    text: str
+    answers: list[range]
+
+
 class Packed(BaseModel):
     """Windows of exactly ``context_length`` tokens, each of whole conversations and padding.
 
-    ``tokens`` counts those of the conversations alone; ``cut`` the conversations cut to fit a window.
+    ``masks`` says for each token of each window, ``1`` or ``0``, whether it is learnt (the assistant's are)
+    or only read. ``tokens`` counts those of the conversations, ``learnt`` those that are learnt, ``cut``
+    the conversations cut to fit a window.
     """
 
     context_length: int
     windows: list[str]
+    masks: list[str]
     padding: str
     first_token: str
     tokens: int
+    learnt: int
     cut: int
 
     def text(self, seed: int) -> str:
@@ -63,8 +75,16 @@ class Packed(BaseModel):
         token more follow, which are not trained on. It also writes the beginning-of-sequence token,
         where the model has one, in front of the file: ours is left out there.
         """
-        windows = random.Random(seed).sample(self.windows, len(self.windows))
-        return "".join(windows).removeprefix(self.first_token) + self.padding * (self.context_length + 1)
+        windows = "".join(_shuffled(self.windows, seed))
+        return windows.removeprefix(self.first_token) + self.padding * (self.context_length + 1)
+
+    def mask(self, seed: int) -> str:
+        """One ``1`` or ``0`` for each token of ``text(seed)``."""
+        return "".join(_shuffled(self.masks, seed)) + "0" * (self.context_length + 1)
+
+
+def _shuffled(windows: list[str], seed: int) -> list[str]:
+    return random.Random(seed).sample(windows, len(windows))
 
 
 async def load_jsonl(path: Path, name: str | None = None, *, skip_bad: bool = False) -> Loaded:
@@ -188,43 +208,69 @@ def split(
     return [conversation for conversation in conversations if conversation.digest(seed) not in chosen], held_out
 
 
-def pack(texts: Iterable[str], tokenizer: Tokenizer, context_length: int, dataset: str) -> Packed:
+def render(conversation: Conversation, renderer: ChatRenderer, tokenize: Callable[[str], list[int]]) -> Rendered:
+    """The conversation as it is served, and its assistant's turns, each up to its end-of-turn token.
+
+    ``tokenize`` gives the tokens of a sequence, its first token included. UsageError: it can't be rendered.
+    """
+    messages, tools = conversation.messages, conversation.tools
+    answers = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant" and turn:
+            start = len(tokenize(renderer.prompt(messages[:turn], tools)))
+            answers.append(range(start, len(tokenize(renderer.conversation(messages[: turn + 1], tools).rstrip()))))
+    return Rendered(renderer.conversation(messages, tools), answers)
+
+
+def pack(rendered: Iterable[Rendered], tokenizer: Tokenizer, context_length: int, dataset: str) -> Packed:
     """Fill windows with whole conversations, the longest first, each where it fits best; pad the rest.
 
-    ``dataset`` names the dataset in errors. Raises DatasetError where all texts together are shorter
-    than one window, TrainingError where the model's tokenizer joins neighbouring texts.
+    ``dataset`` names the dataset in errors. Raises DatasetError where all texts together are shorter than
+    one window or no answer lies within one, TrainingError where the tokenizer joins neighbouring texts.
     """
     sized, cut = [], 0
-    for text in texts:
+    for text, answers in rendered:
         whole = tokenizer.first_token + text
         fitting, size = _fit(whole, tokenizer, context_length)
         cut += fitting != whole
-        sized.append((size, fitting))
-    tokens = sum(size for size, _ in sized)
+        learnt = {position for answer in answers for position in answer}
+        sized.append((size, fitting, "".join("01"[position in learnt] for position in range(size))))
+    _check_amount(
+        sum(size for size, _, _ in sized), sum(mask.count("1") for _, _, mask in sized), context_length, dataset
+    )
+    windows: list[tuple[int, str, str]] = []
+    for size, text, mask in sorted(sized, reverse=True):
+        fits = [(context_length - used - size, place) for place, (used, _, _) in enumerate(windows)]
+        place = min((fit for fit in fits if fit[0] >= 0), default=(0, len(windows)))[1]
+        if place == len(windows):
+            windows.append((0, "", ""))
+        before = windows[place]
+        windows[place] = (before[0] + size, before[1] + text, before[2] + mask)
+    packed = Packed(
+        context_length=context_length,
+        windows=[text + tokenizer.padding * (context_length - used) for used, text, _ in windows],
+        masks=[mask.ljust(context_length, "0") for _, _, mask in windows],
+        padding=tokenizer.padding,
+        first_token=tokenizer.first_token,
+        tokens=sum(size for size, _, _ in sized),
+        learnt=sum(mask.count("1") for _, _, mask in sized),
+        cut=cut,
+    )
+    _verify(packed, tokenizer)
+    return packed
+
+
+def _check_amount(tokens: int, learnt: int, context_length: int, dataset: str) -> None:
     if tokens < context_length:
         raise DatasetError(
             dataset,
             f"its training conversations have {tokens} tokens together, fewer than one context of {context_length}. "
             "Add conversations, or lower the context length.",
         )
-    windows: list[tuple[int, str]] = []
-    for size, text in sorted(sized, reverse=True):
-        fits = [(context_length - used - size, place) for place, (used, _) in enumerate(windows)]
-        place = min((fit for fit in fits if fit[0] >= 0), default=(0, len(windows)))[1]
-        if place == len(windows):
-            windows.append((0, ""))
-        windows[place] = (windows[place][0] + size, windows[place][1] + text)
-    padded = [text + tokenizer.padding * (context_length - used) for used, text in windows]
-    packed = Packed(
-        context_length=context_length,
-        windows=padded,
-        padding=tokenizer.padding,
-        first_token=tokenizer.first_token,
-        tokens=tokens,
-        cut=cut,
-    )
-    _verify(packed, tokenizer)
-    return packed
+    if not learnt:
+        raise DatasetError(
+            dataset, f"no assistant's answer begins within a context of {context_length}. Raise the context length."
+        )
 
 
 def _fit(text: str, tokenizer: Tokenizer, limit: int) -> tuple[str, int]:
@@ -247,7 +293,6 @@ def _last_true(holds: Callable[[int], bool], limit: int) -> int:
 
 def _verify(packed: Packed, tokenizer: Tokenizer) -> None:
     size, tokens = packed.context_length, tokenizer(packed.first_token + packed.text(0))
-    ordered = random.Random(0).sample(packed.windows, len(packed.windows))
-    for number, window in enumerate(ordered):
+    for number, window in enumerate(_shuffled(packed.windows, 0)):
         if tokens[number * size : (number + 1) * size] != tokenizer(window):
             raise TrainingError("This model's tokenizer joins neighbouring conversations: they can't be packed.")

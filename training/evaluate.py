@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from timestep.errors import TimestepError, UsageError
 from timestep.models.engine import LlamaEngine
-from training.dataset import Conversation
+from training.dataset import Conversation, render
 
 
 class Evaluation(BaseModel):
@@ -50,7 +50,8 @@ def _evaluate(gguf: Path, held_out: Sequence[Conversation], context_length: int,
     engine = LlamaEngine(gguf, context_length, threads)
     turns = [(conversation, turn) for conversation in held_out for turn in _call_turns(conversation)]
     exact = sum(_is_exact(engine, conversation, turn) for conversation, turn in turns)
-    scored = [_spans(engine, conversation) for conversation in held_out]
+    rendered = [render(conversation, engine.renderer, engine.tokenize) for conversation in held_out]
+    scored = [(engine.tokenize(text), answers) for text, answers in rendered]
     loss, tokens = _Scorer(gguf, context_length, threads).score(scored) if scored else (0.0, 0)
     return Evaluation(
         perplexity=math.exp(min(loss / tokens, 700.0)) if tokens else None,
@@ -91,18 +92,6 @@ def _parsed(calls: list[tuple[str, str]]) -> list[tuple[str, Any]] | None:
         return [(name, json.loads(arguments)) for name, arguments in calls]
     except ValueError:
         return None
-
-
-def _spans(engine: LlamaEngine, conversation: Conversation) -> tuple[list[int], list[range]]:
-    """(tokens of the conversation, where the assistant's turns lie in them, end-of-turn tokens included)."""
-    messages, tools, renderer = conversation.messages, conversation.tools, engine.renderer
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant" and turn:
-            start = len(engine.tokenize(renderer.prompt(messages[:turn], tools)))
-            end = len(engine.tokenize(renderer.conversation(messages[: turn + 1], tools).rstrip()))
-            spans.append(range(start, end))
-    return engine.tokenize(renderer.conversation(messages, tools)), spans
 
 
 class _Scorer:

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from timestep.errors import ModelFileError, TrainingError, UsageError
 from timestep.models.files import check_gguf
 from timestep.models.gguf import GGUFHeader
+from training.patches import mask_path
 from training.process import Finished, run_tool
 from training.toolchain import Toolchain
 from training.weights import graft
@@ -123,10 +124,13 @@ async def run_epoch(
 ) -> EpochResult:
     """Fine-tune ``model_f32`` on the packed ``text`` once, into ``out``; what the tool printed stays in ``out``.log.
 
+    The mask beside the text (``mask_path``) says which tokens are learnt; without one all are.
+
     Raises TrainingError, with the tool's last output, where it crashes or is killed, its loss is no
     number any more, or the disk is full. Cancelling kills the tool; nothing is left under ``out``.
     """
     watch = _Watch(epoch, context_length // (batch or context_length), on_progress)
+    watch.learnt = await asyncio.to_thread(_learnt_share, text, context_length)
     raw, unfinished = out.with_suffix(".raw"), out.with_suffix(".unfinished")
     size = str(batch or context_length)
     command: list[Any] = [toolchain.finetune, "--model", model_f32, "--file", text, "-o", raw]
@@ -158,6 +162,14 @@ async def run_epoch(
     )
 
 
+def _learnt_share(text: Path, context_length: int) -> float:
+    """Share of the trained windows' tokens that are learnt; 1 where no mask says otherwise."""
+    if not mask_path(text).exists():
+        return 1.0
+    mask = mask_path(text).read_text()
+    return max(mask.count("1"), 1) / max(len(mask) - context_length - 1, 1)
+
+
 class _Watch:
     """Reads llama-finetune's progress lines; raises TrainingError as soon as the loss is no number."""
 
@@ -165,6 +177,7 @@ class _Watch:
         self.epoch, self.parts, self.report = epoch, parts, report
         self.last: EpochProgress | None = None
         self.mean = math.nan
+        self.learnt = 1.0  # llama.cpp counts right predictions among all tokens, learnt or not
         self.curve: list[tuple[float, float]] = []
         self._sums = [0.0]  # of all losses up to each progress line
 
@@ -187,7 +200,7 @@ class _Watch:
             windows_done=done // self.parts,
             windows=total // self.parts,
             loss=recent,
-            accuracy=_number(found[4]) / 100,
+            accuracy=min(_number(found[4]) / 100 / self.learnt, 1.0),
             eta_seconds=hours * 3600 + minutes * 60 + seconds,
         )
         if done % max(1, total // 50) == 0:

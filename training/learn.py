@@ -27,6 +27,7 @@ from timestep.settings import Settings
 from training import dataset as datasets
 from training import finetune
 from training.evaluate import Evaluation, better, evaluate
+from training.patches import mask_path
 from training.tokenizer import Tokenizer
 from training.toolchain import Toolchain, ensure_toolchain
 from training.weights import embedding_type
@@ -155,6 +156,7 @@ class Workshop:
         packed = datasets.Packed.model_validate_json(await self.store.get(prepared.windows))
         text, out = self.folder / f"epoch-{number}.txt", self._path(number)
         await asyncio.to_thread(text.write_text, packed.text(recipe.seed + number), encoding="utf-8")
+        await asyncio.to_thread(mask_path(text).write_text, packed.mask(recipe.seed + number))
         result = await finetune.run_epoch(
             tools,
             start,
@@ -229,15 +231,15 @@ class Workshop:
 
     def _pack(self, model: Path, train: list[datasets.Conversation]) -> datasets.Packed:
         renderer, tokenizer = ChatRenderer.from_file(model), Tokenizer(model)
-        texts = []
+        rendered = []
         for conversation in train:
             try:
-                texts.append(renderer.conversation(conversation.messages, conversation.tools))
+                rendered.append(datasets.render(conversation, renderer, tokenizer.sequence))
             except UsageError as error:
                 raise DatasetError(
                     self.job.recipe.dataset, f"'{conversation.source}' can't be rendered: {error}"
                 ) from error
-        return datasets.pack(texts, tokenizer, self.job.recipe.context_length, self.job.recipe.dataset)
+        return datasets.pack(rendered, tokenizer, self.job.recipe.context_length, self.job.recipe.dataset)
 
     async def _keep(self, text: str, prefix: str, suffix: str) -> Reference:
         return await self.store.put_content(

@@ -1,7 +1,8 @@
-"""Asks a llama-finetune binary whether it trains on the tokens that are served.
+"""Asks a llama-finetune binary whether it trains on the tokens that are served, and on the answers alone.
 
 It trains a toy model of some 100 KB on a text of special tokens alone and counts its windows: exactly
-one token each and windows that do not overlap give the expected number; anything else is refused.
+one token each and windows that do not overlap give the expected number. The mask says that nothing is to
+be learnt, so the loss must be 0. Anything else is refused.
 """
 
 import asyncio
@@ -13,12 +14,14 @@ import gguf
 import numpy as np
 
 from timestep.errors import ToolchainError
+from training.patches import mask_path
 from training.process import run_tool
 
 CONTEXT = 256  # llama.cpp rounds contexts up to multiples of this
 WINDOWS = 2
 SPECIAL = "<|im_start|>"
-_WINDOWS = re.compile(r"data=\d+/0*(\d+)")
+TOKENS = (WINDOWS + 1) * CONTEXT + 1
+_PROGRESS = re.compile(r"data=\d+/0*(\d+) loss=(\S+?)±")
 
 
 async def check_parses_special_tokens(finetune: Path) -> None:
@@ -26,7 +29,8 @@ async def check_parses_special_tokens(finetune: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="timestep-probe-") as folder:
         model, text = Path(folder, "toy.gguf"), Path(folder, "toy.txt")
         await asyncio.to_thread(write_toy_model, model)
-        await asyncio.to_thread(text.write_text, SPECIAL * ((WINDOWS + 1) * CONTEXT + 1))
+        await asyncio.to_thread(text.write_text, SPECIAL * TOKENS)
+        await asyncio.to_thread(mask_path(text).write_text, "0" * TOKENS)
         sizes = ["-c", CONTEXT, "-b", CONTEXT, "-ub", CONTEXT, "-t", 1]
         training = ["-epochs", 1, "-val-split", 0, "-o", Path(folder, "out.gguf")]
         command = [finetune, "--model", model, "--file", text, *sizes, *training]
@@ -36,11 +40,11 @@ async def check_parses_special_tokens(finetune: Path) -> None:
             raise ToolchainError(f"'{finetune}' can't be started: {error.strerror}.") from error
     if finished.code != 0:
         raise ToolchainError(f"'{finetune}' {finished.ending} on a toy model: {finished.tail.splitlines()[-1:]}")
-    windows = {int(found) for found in _WINDOWS.findall(finished.tail)}
-    if windows != {WINDOWS}:
+    seen = {(int(windows), float(loss)) for windows, loss in _PROGRESS.findall(finished.tail)}
+    if seen != {(WINDOWS, 0.0)}:
         raise ToolchainError(
-            f"'{finetune}' does not train on the tokens that are served (special tokens are plain text to it, or its "
-            "windows overlap). Let Timestep build its own: TIMESTEP_TOOLCHAIN_SOURCE=sdist"
+            f"'{finetune}' does not train on the tokens that are served (special tokens are plain text to it, its "
+            "windows overlap, or it knows no mask). Let Timestep build its own: TIMESTEP_TOOLCHAIN_SOURCE=sdist"
         )
 
 

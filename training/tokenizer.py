@@ -36,6 +36,10 @@ class Tokenizer:
         count = llama_cpp.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
         return list(tokens[:count])
 
+    def sequence(self, text: str) -> list[int]:
+        """Tokens of a sequence that begins with ``text``, as it is served: its first token included."""
+        return self(self.first_token + text)
+
     def close(self) -> None:
         """Free the vocabulary."""
         llama_cpp.llama_model_free(self._model)

@@ -13,7 +13,7 @@ from storage.traces import TraceStore
 from tests.training.conftest import talk
 from timestep.errors import DatasetError
 from timestep.models.chat import ChatRenderer
-from training.dataset import Conversation, load_jsonl, load_traces, pack, split
+from training.dataset import Conversation, Rendered, load_jsonl, load_traces, pack, render, split
 from training.tokenizer import Tokenizer
 
 Write = Callable[[int], Path]
@@ -147,14 +147,14 @@ def tokenizer(tiny: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def texts(tiny: Path) -> list[str]:
+def rendered(tiny: Path, tokenizer: Tokenizer) -> list[Rendered]:
     renderer = ChatRenderer.from_file(tiny)
-    return [renderer.conversation(c.messages, c.tools) for c in _conversations(12)]
+    return [render(conversation, renderer, tokenizer.sequence) for conversation in _conversations(12)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_windows_hold_whole_conversations(texts: list[str], tokenizer: Tokenizer, seed: int) -> None:
-    packed = pack(texts, tokenizer, 512, "d")
+def test_windows_hold_whole_conversations(rendered: list[Rendered], tokenizer: Tokenizer, seed: int) -> None:
+    packed, texts = pack(rendered, tokenizer, 512, "d"), [text for text, _ in rendered]
     tokens = tokenizer(packed.text(seed))
     count = (len(tokens) - 512 - 1) // 512  # llama.cpp's own arithmetic, with the patched stride
     assert count == len(packed.windows) == 6
@@ -173,23 +173,46 @@ def test_windows_hold_whole_conversations(texts: list[str], tokenizer: Tokenizer
     assert (packed.cut, packed.tokens) == (0, sum(len(tokenizer(text)) for text in texts))
 
 
-def test_each_epoch_has_its_own_order(texts: list[str], tokenizer: Tokenizer) -> None:
-    packed = pack(texts, tokenizer, 512, "d")
+def test_each_epoch_has_its_own_order(rendered: list[Rendered], tokenizer: Tokenizer) -> None:
+    packed = pack(rendered, tokenizer, 512, "d")
     assert packed.text(1) == packed.text(1) != packed.text(2)
 
 
-def test_a_conversation_longer_than_a_window_is_cut_at_its_end(texts: list[str], tokenizer: Tokenizer) -> None:
-    long = texts[0] + "<|im_start|>user\n" + "naïve 数 🙂 " * 200
-    packed = pack([long, *texts[1:]], tokenizer, 512, "d")
+def test_a_conversation_longer_than_a_window_is_cut_at_its_end(rendered: list[Rendered], tokenizer: Tokenizer) -> None:
+    long = rendered[0].text + "<|im_start|>user\n" + "naïve 数 🙂 " * 200
+    packed = pack([rendered[0]._replace(text=long), *rendered[1:]], tokenizer, 512, "d")
     assert packed.cut == 1
     window = next(window for window in packed.windows if "数" in window)
     assert tokenizer(window)[:500] == tokenizer(long)[:500]
     assert len(tokenizer(window)) == 512
 
 
-def test_a_dataset_shorter_than_a_context_is_refused(texts: list[str], tokenizer: Tokenizer) -> None:
-    size = len(tokenizer(texts[0]))
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_assistants_turns_are_learnt_and_the_rest_is_only_read(
+    rendered: list[Rendered], tokenizer: Tokenizer, seed: int
+) -> None:
+    packed = pack(rendered, tokenizer, 512, "d")
+    tokens, mask = tokenizer(packed.text(seed)), packed.mask(seed)
+    assert len(tokens) == len(mask) and mask.count("1") == packed.learnt
+    begin, end = tokenizer("<|im_start|>")[0], tokenizer("<|im_end|>")[0]
+    head = tokenizer("<|im_start|>assistant\n")
+    expected = ["0"] * len(tokens)
+    for position, token in enumerate(tokens):
+        if token == begin and tokens[position : position + len(head)] == head:
+            last = tokens.index(end, position)
+            expected[position + len(head) : last + 1] = "1" * (last + 1 - position - len(head))
+    assert mask == "".join(expected)
+
+
+def test_answers_beyond_the_window_leave_nothing_to_learn(rendered: list[Rendered], tokenizer: Tokenizer) -> None:
+    long = [Rendered("<|im_start|>system\n" + "word " * 600 + text, [range(620, 640)]) for text, _ in rendered]
+    with pytest.raises(DatasetError, match=r"'d': no assistant's answer begins within a context of 512\. Raise"):
+        pack(long, tokenizer, 512, "d")
+
+
+def test_a_dataset_shorter_than_a_context_is_refused(rendered: list[Rendered], tokenizer: Tokenizer) -> None:
+    size = len(tokenizer(rendered[0].text))
     with pytest.raises(
         DatasetError, match=f"'d': its training conversations have {size} tokens together, fewer than one"
     ):
-        pack(texts[:1], tokenizer, 512, "d")
+        pack(rendered[:1], tokenizer, 512, "d")

@@ -1,6 +1,7 @@
 """Fine-tuning by llama.cpp's own tool: what an epoch leaves behind, and what its accidents do."""
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -19,8 +20,10 @@ from timestep.errors import TrainingError, UsageError
 from timestep.models.chat import ChatRenderer
 from timestep.models.gguf import GGUFHeader
 from training import finetune
-from training.dataset import pack
+from training.dataset import Conversation, pack, render
+from training.evaluate import evaluate
 from training.finetune import EpochProgress, EpochResult, clone_to_f32, file_type, quantize, run_epoch
+from training.patches import mask_path
 from training.tokenizer import Tokenizer
 from training.toolchain import Toolchain
 from training.weights import embedding_type
@@ -31,11 +34,27 @@ Run = Callable[..., Awaitable[EpochResult]]
 @pytest.fixture
 def text(tmp_path: Path, tiny_f32: Path) -> Path:
     """A packed text of ten windows."""
-    renderer = ChatRenderer.from_file(tiny_f32)
-    texts = [renderer.conversation(line["messages"], line["tools"]) for line in (talk(k, k + 1) for k in range(10))]
-    path = tmp_path / "text"
-    path.write_text(pack(texts, Tokenizer(tiny_f32), 256, "d").text(0))
+    return _packed(tmp_path, tiny_f32, [Conversation(**talk(k, k + 1)) for k in range(10)])
+
+
+def _packed(folder: Path, model: Path, conversations: list[Conversation]) -> Path:
+    renderer, tokenizer = ChatRenderer.from_file(model), Tokenizer(model)
+    packed = pack([render(line, renderer, tokenizer.sequence) for line in conversations], tokenizer, 256, "d")
+    path = folder / "text"
+    path.write_text(packed.text(0))
+    mask_path(path).write_text(packed.mask(0))
     return path
+
+
+async def test_the_loss_is_that_of_the_answers_alone(run: Run, tmp_path: Path, tiny_f32: Path) -> None:
+    one = Conversation(**talk(4, 5))
+    _packed(tmp_path, tiny_f32, [one, one])
+    seen: list[EpochProgress] = []
+    await run(on_progress=seen.append)
+    judged = await evaluate(tiny_f32, [one], context_length=256, threads=2)
+    assert judged.perplexity is not None
+    # The first window's loss is measured before anything is learnt.
+    assert seen[0].loss == pytest.approx(math.log(judged.perplexity), abs=0.01)
 
 
 @pytest.fixture

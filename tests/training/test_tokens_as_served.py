@@ -11,7 +11,7 @@ from storage.traces import TraceStore
 from tests.training.conftest import CALCULATOR, talk
 from timestep.models.chat import ChatRenderer
 from timestep.models.engine import LlamaEngine
-from training.dataset import load_traces, pack
+from training.dataset import load_traces, pack, render
 from training.tokenizer import Tokenizer
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant. Use a tool when it helps."}
@@ -32,10 +32,11 @@ async def test_training_tokens_begin_with_the_prompt_tokens_served(tiny: Path, s
     trace |= {"messages": messages, "tools": [CALCULATOR]}
     await TraceStore(store).write(trace, agent="assistant", step_id="1", when=now)
     (conversation,) = (await load_traces(TraceStore(store), "assistant")).conversations
-    text = ChatRenderer.from_file(tiny).conversation(conversation.messages, conversation.tools)
     tokenizer = Tokenizer(tiny)
-    packed = pack([text, text], tokenizer, 256, "traces")
+    rendered = render(conversation, ChatRenderer.from_file(tiny), tokenizer.sequence)
+    packed = pack([rendered, rendered], tokenizer, 256, "traces")
     trained = tokenizer(packed.text(0))[:256]
     assert trained[: len(served)] == served[:256]
     assert served.count(tokenizer("<|im_start|>")[0]) == turn + 2, "special tokens are special tokens"
-    assert tokenizer(text)[: len(served)] == served
+    assert tokenizer(rendered.text)[: len(served)] == served
+    assert len(served) in {answer.start for answer in rendered.answers}, "and what is learnt begins where they end"

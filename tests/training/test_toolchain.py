@@ -130,12 +130,16 @@ async def test_tools_that_are_not_on_path_are_named(tmp_path: Path, monkeypatch:
         await ensure_toolchain(_settings(tmp_path, "path"))
 
 
-async def test_a_finetune_that_reads_special_tokens_as_text_is_refused(
-    tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+# The real tool, given what an unpatched one would see: the special token's characters, or no mask.
+SEES = {"special tokens as text": "sed -i 's/<|im_start|>/abcdefghijkl/g' $part", "no mask": "rm $part.mask"}
+
+
+@pytest.mark.parametrize("what", SEES)
+async def test_a_finetune_that_trains_on_something_else_is_refused(
+    tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    # The real tool, given what an unpatched one would see: the characters of the special token.
     script = f"""#!/bin/sh
-for part in "$@"; do case "$part" in *.txt) sed -i 's/<|im_start|>/abcdefghijkl/g' "$part";; esac; done
+for part in "$@"; do case "$part" in *.txt) {SEES[what]};; esac; done
 exec {toolchain.finetune} "$@"
 """
     _install(tmp_path, toolchain, script)

@@ -23,6 +23,11 @@ def fingerprint() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in patch_files())).hexdigest()[:8]
 
 
+def mask_path(text: Path) -> Path:
+    """Where the patched llama-finetune looks for the mask of ``text``: which of its tokens are learnt."""
+    return text.with_name(f"{text.name}.mask")
+
+
 def apply_patches(source: Path) -> None:
     """Apply every patch to the llama.cpp tree ``source``; ToolchainError where one does not fit."""
     for patch in patch_files():

@@ -1,14 +1,16 @@
 // Counts windows as llama-finetune does, with the lines that the patch changes.
 #include <cstdio>
+#include <cstdint>
 #include <cstring>
+#include <ctime>
+#include <vector>
 #include <fstream>
 #include <sstream>
 #include <string>
-#include <vector>
 
 typedef int llama_token;
 struct lr_opt {};
-struct { std::string prompt; lr_opt lr; } params;
+struct { std::string prompt; std::string prompt_file; lr_opt lr; } params;
 
 static int llama_n_ctx(int ctx) { return ctx; }
 
@@ -23,11 +25,19 @@ static std::vector<int> common_tokenize(int, const std::string & text, bool, boo
     return tokens;
 }
 
-typedef long ggml_opt_dataset_t;
+struct labels_t { void * data; };
+struct dataset_t { long ndata; std::vector<int> values; labels_t labels; };
+typedef dataset_t * ggml_opt_dataset_t;
 
-static long common_opt_dataset_init(int ctx, const std::vector<int> & tokens, int stride) {
-    return ((long) tokens.size() - ctx - 1) / stride;
+static ggml_opt_dataset_t common_opt_dataset_init(int ctx, const std::vector<int> & tokens, int stride) {
+    auto * dataset = new dataset_t{((long) tokens.size() - ctx - 1) / stride, {}, {}};
+    dataset->values.resize(dataset->ndata * ctx);
+    dataset->labels.data = dataset->values.data();
+    return dataset;
 }
+
+static labels_t * ggml_opt_dataset_labels(ggml_opt_dataset_t dataset) { return &dataset->labels; }
+static int64_t ggml_opt_dataset_ndata(ggml_opt_dataset_t dataset) { return dataset->ndata; }
 
 int main(int argc, char ** argv) {
     int ctx = 0;
@@ -38,6 +48,7 @@ int main(int argc, char ** argv) {
             std::stringstream text;
             text << file.rdbuf();
             params.prompt = text.str();
+            params.prompt_file = argv[i + 1];
         }
     }
     {
@@ -48,6 +59,9 @@ int main(int argc, char ** argv) {
 
     struct lr_opt & lr = params.lr;
     (void) lr;
-    fprintf(stderr, "train: [] data=%07ld/%07ld loss=1.0±0.0 acc=0.00±0.00%% t=00:00:00 ETA=00:00:00 \r", dataset, dataset);
+    double loss = 0.0;
+    for (int label : dataset->values) { loss += label >= 0; }
+    fprintf(stderr, "train: [] data=%07ld/%07ld loss=%.5f±0.0 acc=0.00±0.00%% t=00:00:00 ETA=00:00:00 \r",
+            dataset->ndata, dataset->ndata, loss);
     return 0;
 }
