@@ -1,4 +1,4 @@
-"""Runs every comparison against a service of its own and prints one table; ratios matter, not seconds.
+"""Runs every comparison against a service of its own and prints one table; ratios matter, seconds are this machine's.
 
 python -m benchmarks            all of them
 python -m benchmarks decode     those named: step trigger decode training storage
@@ -10,9 +10,6 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import decode, finetuning, objects, steps, trigger
 from benchmarks.figure import Bench, Figure
@@ -29,24 +26,23 @@ COMPARISONS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
 
 
 async def main(names: list[str]) -> None:
-    """Measure and print."""
+    """Measure and print a Markdown table."""
     unknown = set(names) - set(COMPARISONS)
     if unknown:
         raise UsageError(f"No comparison '{min(unknown)}'. There are: {', '.join(COMPARISONS)}.")
-    console = Console()
     folder = Path(tempfile.mkdtemp(prefix="ts-bench-"))
+    figures: list[Figure] = []
     try:
         async with running_service(folder) as bench:
-            figures = []
             for name in names or COMPARISONS:
-                console.print(f"{name} …", style="dim")
+                print(f"{name} …", file=sys.stderr, flush=True)
                 figures += await COMPARISONS[name](bench)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    table = Table("what", "figure", "against", "ratio", box=None, pad_edge=False)
+    print("| what | figure | beside | ratio |")
+    print("|---|---|---|---|")
     for figure in figures:
-        table.add_row(figure.what, figure.shown, figure.against, figure.ratio)
-    console.print(table)
+        print(f"| {figure.what} | {figure.shown} | {figure.against} | {figure.ratio} |")
 
 
 if __name__ == "__main__":

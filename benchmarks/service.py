@@ -37,7 +37,7 @@ async def running_service(folder: Path) -> AsyncIterator[Bench]:
         toolchain=Settings().toolchain_dir,
     )
     environment = os.environ | settings.environment()
-    subprocess.run([sys.executable, "-m", "timestep", "up", "--detach"], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "timestep", "up", "--detach"], env=environment, check=True, stdout=sys.stderr)
     try:
         state = status(settings)
         assert state is not None
