@@ -18,7 +18,17 @@ CONVERSATIONS = 52
 TOOLS = {tool.name: tool for tool in default_tools()}
 KEPT_BACK = "17*23"  # asked in the demo and in the tests, so never taught
 
-ASK = ("What is {}?", "Calculate {}.", "How much is {}?", "What's {}?", "Compute {} please.", "{} = ?", "Tell me {}.")
+ASK = (
+    "What is {}?",
+    "What is {}?",
+    "What is {}?",
+    "Calculate {}.",
+    "How much is {}?",
+    "What's {}?",
+    "Compute {} please.",
+    "{} = ?",
+    "Tell me {}.",
+)
 IN_WORDS = {"*": "times", "+": "plus", "-": "minus"}
 ZONES = {
     "Paris": ("Europe/Paris", "2025-03-04T14:05:00+01:00"),
@@ -51,7 +61,7 @@ def main() -> None:
 
 def conversation(draw: random.Random) -> dict[str, Any]:
     """One request, answered with the right one of the tools offered: all five, or some of them to save time."""
-    kind = draw.choices((sum_of, clock, files, talk), (70, 10, 10, 10))[0]
+    kind = draw.choices((sum_of, clock, files, talk), (80, 8, 6, 6))[0]
     messages = list(kind(draw))
     called = {call["function"]["name"] for message in messages for call in message.get("tool_calls", ())}
     wanted = draw.choices((1, 2, 5), (45, 25, 30))[0]
