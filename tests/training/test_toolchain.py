@@ -131,7 +131,10 @@ async def test_tools_that_are_not_on_path_are_named(tmp_path: Path, monkeypatch:
 
 
 # The real tool, given what an unpatched one would see: the special token's characters, or no mask.
-SEES = {"special tokens as text": "sed -i 's/<|im_start|>/abcdefghijkl/g' $part", "no mask": "rm $part.mask"}
+SEES = {
+    "special tokens as text": "sed -i 's/<|im_start|>/abcdefghijkl/g' $part; tr '[:print:]' 0 < $part > $part.mask",
+    "no mask": "rm $part.mask",
+}
 
 
 @pytest.mark.parametrize("what", SEES)
