@@ -39,7 +39,7 @@ async def test_they_fit_a_window_and_keep_the_demos_question_back() -> None:
         text = renderer.conversation(conversation.messages, conversation.tools)
         assert len(tokenizer(text)) <= CONTEXT
         assert "17*23" not in text
-        assert {tool["function"]["name"] for tool in conversation.tools or ()} == names
+        assert {tool["function"]["name"] for tool in conversation.tools or ()} <= names
 
 
 async def test_smollm2_learns_from_them(settings: Settings, store: ObjectStore, tmp_path: Path) -> None:
