@@ -123,7 +123,7 @@ class _Service:
         postgres = None if self.settings.database_url else embedded_postgres(self.settings)
         if postgres is not None:
             self.settings = _with(self.settings, database_url=postgres.url)
-        state = ServiceState(urls=self._urls())
+        state = ServiceState(urls=self._urls(), storage=self.settings.storage)
         state.save(self.settings)
         await self._ready(self._watchdog())
         if postgres is not None:

@@ -4,6 +4,7 @@ A state whose process is gone is no service: the process id is checked together 
 so that a number used again by another program isn't mistaken for ours.
 """
 
+import json
 import os
 import re
 from datetime import UTC, datetime
@@ -39,13 +40,18 @@ class ChildState(BaseModel):
 
 
 class ServiceState(BaseModel):
-    """What `timestep status` shows; ``process_started`` is the parent's start in seconds since the epoch."""
+    """What `timestep status` shows; ``process_started`` is the parent's start in seconds since the epoch.
+
+    ``storage`` is the URL of the object store with its secrets, for commands from another shell: it's in the file,
+    which its owner alone may read, and in no other dump.
+    """
 
     pid: int = Field(default_factory=os.getpid)
     process_started: float = Field(default_factory=lambda: psutil.Process().create_time())
     started: datetime = Field(default_factory=lambda: datetime.now(UTC))
     ready: bool = False
     urls: Urls
+    storage: str = Field(exclude=True, repr=False)
     children: dict[str, ChildState] = {}
 
     def is_alive(self) -> bool:
@@ -62,7 +68,9 @@ class ServiceState(BaseModel):
         """Write the state so that a reader sees the old one or the new one, never a part."""
         path = state_path(settings)
         partial = path.with_suffix(".partial")
-        partial.write_text(self.model_dump_json(indent=2))
+        partial.unlink(missing_ok=True)
+        partial.touch(mode=0o600, exist_ok=False)
+        partial.write_text(json.dumps(self.model_dump(mode="json") | {"storage": self.storage}, indent=2))
         partial.replace(path)
 
 

@@ -61,7 +61,7 @@ async def test_what_prefect_yaml_declares_is_registered_with_inactive_schedules(
 async def test_results_go_to_the_storage_of_the_home(up: Instance) -> None:
     async with up.prefect() as client:
         block = await StorageBlock.aload("default", client=client)
-    assert block.url.get_secret_value() == up.settings.storage
+    assert block.url.get_secret_value() == up.settings.storage == up.state.storage
 
 
 async def test_each_agent_has_a_model_on_its_base(up: Instance) -> None:

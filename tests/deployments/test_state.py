@@ -1,5 +1,7 @@
 """When a state file means a running service."""
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from timestep.settings import Settings
 
 DATABASE = "postgresql://somebody:s3cret@db.example:5432/postgres?sslmode=require"
 URLS = Urls(api="a", prefect_ui="b", prefect_api="c", model_server="d", database=DATABASE)
+STORAGE = "s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:9000"
 
 
 @pytest.fixture
@@ -23,17 +26,31 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_state_is_read_as_it_was_written_but_for_the_password(settings: Settings) -> None:
-    state = ServiceState(urls=URLS)
+    state = ServiceState(urls=URLS, storage=STORAGE)
     state.save(settings)
     assert load_state(settings) == state
     assert state.urls.database == "postgresql://somebody@db.example:5432/postgres?sslmode=require"
-    assert "s3cret" not in state_path(settings).read_text()
+    assert "somebody:s3cret" not in state_path(settings).read_text()
+
+
+def test_storage_is_told_with_its_secrets_in_the_file_alone_and_to_its_owner_alone(settings: Settings) -> None:
+    mask = os.umask(0)
+    try:
+        state = ServiceState(urls=URLS, storage=STORAGE)
+        state.save(settings)
+    finally:
+        os.umask(mask)
+    read = load_state(settings)
+    assert read is not None
+    assert read.storage == STORAGE
+    assert "s3cret" not in f"{state.model_dump_json()} {state!r}"
+    assert stat.S_IMODE(state_path(settings).stat().st_mode) == 0o600
 
 
 def test_a_process_that_is_gone_is_no_service_even_before_its_parent_asked(settings: Settings) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         started = psutil.Process(process.pid).create_time()
-        ServiceState(pid=process.pid, process_started=started, urls=URLS).save(settings)
+        ServiceState(pid=process.pid, process_started=started, urls=URLS, storage=STORAGE).save(settings)
         assert load_state(settings) is not None
         assert process.stdin is not None
         process.stdin.close()
@@ -43,7 +60,7 @@ def test_a_process_that_is_gone_is_no_service_even_before_its_parent_asked(setti
 
 
 def test_another_program_under_the_same_number_is_no_service(settings: Settings) -> None:
-    state = ServiceState(urls=URLS)
+    state = ServiceState(urls=URLS, storage=STORAGE)
     state.process_started -= 3600
     state.save(settings)
     assert load_state(settings) is None
