@@ -123,13 +123,13 @@ class _Service:
         postgres = None if self.settings.database_url else embedded_postgres(self.settings)
         if postgres is not None:
             self.settings = _with(self.settings, database_url=postgres.url)
+        database = Database(str(self.settings.database_url))
         state = ServiceState(urls=self._urls(), storage=self.settings.storage)
         state.save(self.settings)
         await self._ready(self._watchdog())
         if postgres is not None:
             await postgres.prepare(self.report)
             await self._ready(self._postgres(postgres))
-        database = Database(str(self.settings.database_url))
         try:
             await database.create_missing()
             server, *others = self._programs(state.urls, database.prefect_url)

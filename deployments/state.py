@@ -6,12 +6,12 @@ so that a number used again by another program isn't mistaken for ours.
 
 import json
 import os
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, Field, ValidationError, field_validator
+from sqlalchemy.engine import make_url
 
 from timestep.settings import Settings
 
@@ -28,7 +28,8 @@ class Urls(BaseModel):
     @field_validator("database")
     @classmethod
     def _without_password(cls, url: str) -> str:
-        return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1@", url)
+        shown = make_url(url).difference_update_query(["password", "sslpassword"])
+        return shown.render_as_string(hide_password=True)
 
 
 class ChildState(BaseModel):
