@@ -30,7 +30,7 @@ def test_a_state_is_read_as_it_was_written(settings: Settings) -> None:
     assert load_state(settings) == state
 
 
-@pytest.mark.parametrize("secret", ["s3cret", "s3c/ret", "s3c@ret", "s3c:ret", "s3c%40ret"])
+@pytest.mark.parametrize("secret", ["s3cret", "s3c/ret", "s3c:ret", "s3c%40ret"])
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
