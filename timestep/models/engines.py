@@ -44,12 +44,11 @@ class EnginePool:
 
     async def run(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
         """The generation's deltas, as many at a time as have come up. Closing the iteration ends the generation."""
-        loop, ready, gone = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
-        items: list[Delta | Exception | None] = []  # None or an exception is the last
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()  # None or an exception is the last
 
         def put(item: Delta | Exception | None) -> None:
-            items.append(item)
-            loop.call_soon_threadsafe(ready.set)
+            loop.call_soon_threadsafe(items.put_nowait, item)
 
         def generate() -> None:
             try:
@@ -67,11 +66,10 @@ class EnginePool:
         self._thread.submit(generate)
         try:
             while True:
-                await ready.wait()
-                ready.clear()
-                count = len(items)
-                batch, last = items[:count], items[count - 1]
-                del items[:count]
+                batch = [await items.get()]
+                while not items.empty():
+                    batch.append(items.get_nowait())
+                last = batch[-1]
                 if deltas := [item for item in batch if isinstance(item, dict)]:
                     yield deltas
                 if isinstance(last, Exception):
