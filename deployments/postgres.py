@@ -12,6 +12,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,13 +120,23 @@ def _socket_dir(preferred: Path, user: int | None) -> Path:
 
 
 def _make_folder(path: Path, user: int | None, group: int | None) -> None:
-    """A folder for the server's user alone. A folder of someone else's in a shared place is refused."""
-    path.mkdir(parents=True, exist_ok=True)
-    if user is not None and group is not None:
-        os.chown(path, user, group)
-    elif sys.platform != "win32" and path.stat().st_uid != os.getuid():
-        raise TimestepError(f"Folder '{path}' belongs to another user.")
-    path.chmod(0o700)
+    """A folder for the server's user alone. In its place, a link or a folder of someone else's stays untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    refusal = TimestepError(f"'{path}' is a link, or belongs to another user: PostgreSQL can't use it. Remove it.")
+    try:  # opened once, so that what is looked at is what is changed
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        raise refusal from None
+    try:
+        if os.fstat(folder).st_uid not in (os.geteuid(), user):
+            raise refusal
+        if user is not None and group is not None:
+            os.fchown(folder, user, group)
+        os.fchmod(folder, 0o700)
+    finally:
+        os.close(folder)
 
 
 def _let_through(targets: list[Path]) -> list[Path]:

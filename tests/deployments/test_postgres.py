@@ -15,6 +15,7 @@ import pytest
 
 from deployments.postgres import SOCKET_PATH_LIMIT, EmbeddedPostgres, embedded_postgres
 from deployments.supervisor import Program, Supervisor
+from timestep.errors import TimestepError
 from timestep.settings import Settings
 
 
@@ -78,6 +79,50 @@ async def test_a_deep_home_gets_a_short_socket_folder(home: Path) -> None:
             await (await asyncpg.connect(postgres.url)).close()
     finally:
         shutil.rmtree(postgres.socket_dir)
+
+
+@pytest.fixture
+def lured(home: Path) -> Iterator[tuple[EmbeddedPostgres, Path]]:
+    """A server whose socket folder lies in a shared place, and where somebody else may wait for it."""
+    postgres = embedded_postgres(Settings(home=home.joinpath(*["a-rather-long-name"] * 6)))
+    yield postgres, postgres.socket_dir
+    if postgres.socket_dir.is_symlink():
+        postgres.socket_dir.unlink()
+    else:
+        shutil.rmtree(postgres.socket_dir)
+
+
+async def test_a_link_in_the_socket_folders_place_is_refused_and_what_it_names_untouched(
+    lured: tuple[EmbeddedPostgres, Path], tmp_path: Path
+) -> None:
+    postgres, place = lured
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o755)
+    before = precious.stat()
+    place.symlink_to(precious)
+    with pytest.raises(TimestepError, match=f"'{place}' is a link"):
+        await postgres.prepare(print)
+    after = precious.stat()
+    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can make another user's folder")
+async def test_somebody_elses_socket_folder_is_refused(lured: tuple[EmbeddedPostgres, Path]) -> None:
+    postgres, place = lured
+    place.mkdir(mode=0o777)
+    os.chown(place, 4242, 4242)
+    with pytest.raises(TimestepError, match=f"'{place}' is a link, or belongs to another user"):
+        await postgres.prepare(print)
+    assert place.stat().st_uid == 4242
+
+
+async def test_the_socket_folder_of_an_earlier_start_is_used_again(lured: tuple[EmbeddedPostgres, Path]) -> None:
+    postgres, place = lured
+    await postgres.prepare(print)
+    before = place.stat()
+    place.chmod(0o755)
+    await postgres.prepare(print)
+    assert (place.stat().st_ino, stat.S_IMODE(place.stat().st_mode)) == (before.st_ino, 0o700)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root hands the server to another user")
