@@ -17,7 +17,7 @@ from timestep.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 QUESTION = "What is 17*23?"
-TRAINING = ["--epochs", "1", "--learning-rate", "1e-4", "--context-length", "512"]
+TRAINING = ["--epochs", "1", "--learning-rate", "3e-4", "--context-length", "768", "--validation-split", "0.15"]
 
 
 def port(wanted: int) -> str:

@@ -53,12 +53,15 @@ async def batch(
     services = Services.open()
     store = services.store
     batch_id = str(flow_run.get_id())
-    lines = [line for line in (await _read(store, inputs)).splitlines() if line.strip()]
+    _check_writable(output)
+    # Not splitlines: JSON strings may hold other separators. Blank lines count, so that numbers are the file's.
+    text = await _read(store, inputs)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
     async with get_client() as client:
         running = _Batch(batch_id, client, asyncio.Semaphore(concurrency), services.settings.storage)
-        results = await asyncio.gather(*(running.line(number, text) for number, text in enumerate(lines, 1)))
+        results = await asyncio.gather(*(running.line(number, text) for number, text in lines))
     text = "".join(f"{result.model_dump_json()}\n" for result in results)
     reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
     if output is not None:
@@ -68,11 +71,22 @@ async def batch(
     return BatchOutput(total=len(lines), completed=completed, failed=len(lines) - completed, output=reference)
 
 
+def _check_writable(output: str | None) -> None:
+    """Before the steps run, not after."""
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise UsageError(f"No folder '{Path(output).parent}' to write the results to.")
+
+
 async def _read(store: ObjectStore, inputs: str) -> str:
     path = Path(inputs)
-    if await asyncio.to_thread(path.is_file):
-        return await asyncio.to_thread(path.read_text)
-    return (await store.get(inputs)).decode()
+    try:
+        if await asyncio.to_thread(path.is_file):
+            return await asyncio.to_thread(path.read_text, encoding="utf-8")
+        if path.is_absolute() or not await store.exists(inputs):
+            raise DatasetError(inputs, "no such file, and no such object in storage.")
+        return (await store.get(inputs)).decode()
+    except UnicodeDecodeError as error:
+        raise DatasetError(inputs, f"it is not UTF-8 text: {error.reason} at byte {error.start}.") from error
 
 
 @dataclass(frozen=True)

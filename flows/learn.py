@@ -14,9 +14,9 @@ from timestep.agents import report
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
 from timestep.agents.units import unit, unit_key
 from timestep.database.engine import Database
-from timestep.errors import UsageError
-from timestep.models.providers import LOCAL
+from timestep.errors import TrainingError, UsageError
 from timestep.models.registry import ModelRegistry, ModelVersion
+from timestep.models.routing import PREFIX
 from training.curve import loss_curve_svg
 from training.learn import Job, Learned, Recipe, Workshop
 from training.learn import learn as run_units
@@ -40,11 +40,13 @@ async def learn(
         served = await _served(step_id, registry, agent, model)
         recipe = Recipe.model_validate(training.model_dump(mode="json", exclude={"promote"}))
         job = Job(run_id=step_id, agent=agent, base=base, model=served.file if served else base, recipe=recipe)
-        async with progress_artifact(recipe.epochs) as on_progress:
-            workshop = Workshop(
-                job, services.settings, services.store, say=get_run_logger().info, on_progress=on_progress
-            )
+        async with progress_artifact(recipe.epochs) as progress:
+            workshop = Workshop(job, services.settings, services.store, say=progress.say, on_progress=progress.epoch)
             learned = await run_units(workshop, registry, training.promote.value, _unit(step_id))
+    except TrainingError as error:
+        if error.log:
+            get_run_logger().error("llama.cpp's last output:\n%s", error.log)
+        raise
     finally:
         await database.close()
     output = _output(step_id, agent, served, learned)
@@ -65,8 +67,10 @@ def _base(services: Services, agent: str, model: str | None) -> str:
     if base is None:
         named = services.registry.get(agent).model
         shown = named if isinstance(named, str) else type(named).__name__
+        if shown.startswith(PREFIX):
+            raise UsageError(f"Agent '{agent}' is on another agent's model, '{shown}': train that agent instead.")
         raise UsageError(f"Agent '{agent}' runs on '{shown}', which is not a local model: only local models can learn.")
-    if model is not None and model.removeprefix(LOCAL).partition("@")[0] != agent:
+    if model is not None and model.removeprefix(PREFIX).partition("@")[0] != agent:
         raise UsageError(f"Training starts from the agent's own model, not from '{model}'. Say local/{agent}@VERSION.")
     return base
 
@@ -104,7 +108,7 @@ def _unit(step_id: str) -> Callable[[str, Any, Callable[[], Awaitable[Any]]], Aw
 
 
 def _output(step_id: str, agent: str, served: ModelVersion | None, learned: Learned) -> StepOutput:
-    name = f"{LOCAL}{agent}@{learned.version.version}"
+    name = f"{PREFIX}{agent}@{learned.version.version}"
     before, after, prepared = learned.before, learned.after, learned.prepared
     references: dict[str, Reference] = {
         "model": learned.version.file,
@@ -115,7 +119,7 @@ def _output(step_id: str, agent: str, served: ModelVersion | None, learned: Lear
         step_id=step_id,
         mode=Mode.TRAINING,
         agent=agent,
-        model=f"{LOCAL}{agent}@{served.version}" if served else f"{LOCAL}{learned.version.base}",
+        model=f"{PREFIX}{agent}@{served.version}" if served else f"{PREFIX}{learned.version.base}",
         output=f"{name} {'promoted' if learned.promoted else 'not promoted'}",
         artifacts=references,
         training=TrainingOutcome(

@@ -27,6 +27,7 @@ app = typer.Typer(
 Home = Annotated[Path | None, typer.Option(help="Folder that holds everything.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")]
 Agent = Annotated[str, typer.Option(help="Name of a registered agent.")]
+Files = dict[tuple[str, ...], Path]
 Model = Annotated[str | None, typer.Option(help="Instead of the agent's own: local/NAME[@VERSION] or a provider's.")]
 
 
@@ -36,9 +37,6 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except TimestepError as error:
         print(f"timestep: {error}", file=sys.stderr)
-        log = getattr(error, "log", "")
-        if log:
-            print(log, file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 
@@ -149,7 +147,7 @@ def train(
     dataset: Annotated[str, typer.Option(help="'traces', or an OpenAI fine-tuning JSONL file.")] = "traces",
     epochs: Annotated[int, typer.Option(min=1)] = 1,
     learning_rate: Annotated[float, typer.Option()] = 3e-5,
-    context_length: Annotated[int, typer.Option(min=256, help="Tokens in one window; a multiple of 256.")] = 512,
+    context_length: Annotated[int, typer.Option(min=256, help="Tokens in one window; a multiple of 256.")] = 1024,
     batch: Annotated[int, typer.Option(min=0, help="Tokens in one optimiser step; 0 for one window.")] = 0,
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     validation_split: Annotated[float, typer.Option(min=0, max=0.9)] = 0.1,
@@ -162,7 +160,7 @@ def train(
 ) -> None:
     """Fine-tune an agent's own model: the same flow, in training mode."""
     training = {
-        "dataset": dataset if dataset == "traces" else _upload(Path(dataset), home),
+        "dataset": dataset,
         "since_hours": since_hours,
         "skip_bad_lines": skip_bad_lines,
         "epochs": epochs,
@@ -174,7 +172,8 @@ def train(
         "quantization": quantization,
         "promote": promote,
     }
-    _step({"agent": agent, "mode": "training", "training": training}, home, as_json)
+    parameters = {"agent": agent, "mode": "training", "training": training}
+    _step(parameters, home, as_json, None if dataset == "traces" else Path(dataset))
 
 
 @app.command()
@@ -189,9 +188,11 @@ def batch(
     from storage.store import ObjectStore
     from timestep.agents.types import BatchOutput
 
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UsageError(f"No folder '{out.parent}' to write the results to.")
     settings = _service(home)
-    parameters = {"inputs": _upload(inputs, home), "concurrency": concurrency}
-    result = BatchOutput.model_validate(_run(_follow(settings, "batch/batch", parameters)))
+    done = _run(_follow(settings, "batch/batch", {"concurrency": concurrency}, {("inputs",): inputs}))
+    result = BatchOutput.model_validate(done)
     text = _run(ObjectStore.open(settings.storage).get(result.output)).decode()
     if out is not None:
         out.write_text(text)
@@ -223,64 +224,96 @@ def _service(home: Path | None) -> Any:
     state = read_status(settings)
     if state is None:
         return settings
-    return settings.model_copy(update={"prefect_api_url": state.urls.prefect_api})
+    if not state.ready:
+        raise UsageError("The service is still starting. See: timestep status")
+    return settings.model_copy(update={"prefect_api_url": state.urls.prefect_api, "storage_url": state.storage})
 
 
-def _upload(path: Path, home: Path | None) -> str:
-    """Put a file of the caller's into storage, where a worker on any machine finds it; returns its key."""
-    from storage.store import ObjectStore
-
-    if not path.is_file():
-        raise UsageError(f"No file '{path}'.")
-    store = ObjectStore.open(_service(home).storage)
-    return str(_run(store.put_content(path, prefix="uploads", suffix=path.suffix)).key)
-
-
-def _step(parameters: dict[str, Any], home: Path | None, as_json: bool) -> None:
+def _step(parameters: dict[str, Any], home: Path | None, as_json: bool, dataset: Path | None = None) -> None:
     from timestep.agents.types import StepOutput
 
-    output = StepOutput.model_validate(_run(_follow(_service(home), "step/step", parameters)))
+    files: Files = {} if dataset is None else {("training", "dataset"): dataset}
+    output = StepOutput.model_validate(_run(_follow(_service(home), "step/step", parameters, files)))
     if as_json:
         print(output.model_dump_json())
     elif output.training is not None:
-        print(json.dumps(output.training.model_dump(), indent=2))
+        print(output.training.model_dump_json(indent=2))
     else:
         print(output.output if isinstance(output.output, str) else json.dumps(output.output))
 
 
-async def _follow(settings: Any, deployment: str, parameters: dict[str, Any]) -> Any:
-    """Start a run, show its progress on stderr, return its result; Ctrl-C cancels it."""
+async def _follow(settings: Any, deployment: str, parameters: dict[str, Any], files: Files) -> Any:
+    """Start a run, show its progress on stderr, return its result; Ctrl-C cancels it.
+
+    ``files`` go into storage first, where a worker on any machine finds them: (path of the parameter) -> file.
+    """
     from prefect.states import Cancelling
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
 
     from timestep import runs
 
+    for path in files.values():
+        if not path.is_file():
+            raise UsageError(f"No file '{path}'.")
     console = Console(stderr=True, highlight=False)
     async with runs.connect(settings.prefect_api) as client:
+        for keys, path in files.items():
+            await _upload(settings, parameters, keys, path)
         run = await runs.start(client, deployment, parameters)
         base = settings.prefect_api.removesuffix("/api")
-        console.print(f"{run.name}  {base}/runs/flow-run/{run.id}", style="dim", soft_wrap=True)
-        with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True) as bar:
-            shown: list[Any] = []
-
-            def on_progress(percent: float, text: str) -> None:
-                if not shown:
-                    shown.append(bar.add_task(text, total=100))
-                bar.update(shown[0], completed=percent, description=text)
-
-            def on_task(task: Any) -> None:
-                seconds = task.total_run_time.total_seconds()
-                console.print(f"  {task.state.name.lower():<10} {task.name}  {seconds:.1f} s", style="dim")
-
+        console.print(f"{base}/runs/flow-run/{run.id}", style="dim", soft_wrap=True)
+        with _Display(console) as display:
             try:
                 run = await runs.follow(
-                    client, run.id, on_state=lambda _: None, on_task=on_task, on_progress=on_progress
+                    client, run.id, on_state=display.state, on_task=display.task, on_progress=display.progress
                 )
             except asyncio.CancelledError:
                 await asyncio.shield(client.set_flow_run_state(run.id, Cancelling()))
                 raise
         return await runs.result(run, settings.storage)
+
+
+async def _upload(settings: Any, parameters: dict[str, Any], keys: tuple[str, ...], path: Path) -> None:
+    from storage.store import ObjectStore
+
+    reference = await ObjectStore.open(settings.storage).put_content(path, prefix="uploads", suffix=path.suffix)
+    for key in keys[:-1]:
+        parameters = parameters[key]
+    parameters[keys[-1]] = reference.key
+
+
+class _Display:
+    """A run's progress on the terminal: its state and a bar that come and go, its tasks that stay."""
+
+    def __init__(self, console: Any) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True
+        )
+        self._row = self._bar.add_task("starting", total=None)
+
+    def __enter__(self) -> "_Display":
+        # Only where someone watches: a log gets the tasks' lines.
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def state(self, name: str) -> None:
+        self._bar.update(self._row, description=name.lower())
+
+    def progress(self, percent: float, text: str) -> None:
+        self._bar.update(self._row, total=100, completed=percent, description=text)
+        if not self._console.is_terminal:
+            self._console.print(f"  {text}", style="dim")
+
+    def task(self, task: Any) -> None:
+        seconds = task.total_run_time.total_seconds()
+        self._console.print(f"  {task.state.name.lower():<10} {task.name}  {seconds:.1f} s", style="dim")
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:

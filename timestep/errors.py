@@ -14,6 +14,7 @@ next step. The command line prints that line and exits 1; the server maps ``stat
     │   └── IntegrityError          500  an object whose bytes are not those that were stored
     ├── ToolchainError              500  llama.cpp could not be fetched, built or trusted
     ├── TrainingError               500  fine-tuning that crashed, diverged or ran out of disk
+    ├── RunFailedError              500  a flow run that ended without a result
     └── ServiceUnavailableError     503  no service runs where one was expected
 """
 
@@ -134,6 +135,12 @@ class TrainingError(TimestepError):
     def __init__(self, why: str, log: str = "") -> None:
         super().__init__(why)
         self.log = log
+
+
+class RunFailedError(TimestepError):
+    """A flow run that ended without a result, in the words of its final state."""
+
+    code = "run_failed"
 
 
 class ServiceUnavailableError(TimestepError):

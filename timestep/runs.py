@@ -24,24 +24,9 @@ from pydantic import SecretStr
 
 from storage.block import StorageBlock
 from timestep import errors
-from timestep.errors import NotFoundError, ServiceUnavailableError, TimestepError, UsageError
+from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
 POLL_SECONDS = 0.2
-
-
-class RunFailedError(TimestepError):
-    """A flow run that ended without a result, in the words of its final state."""
-
-    code = "run_failed"
-
-    def __init__(self, run: FlowRun) -> None:
-        state = run.state
-        words = (state and (state.message or state.name)) or "It never started."
-        # Prefect writes an exception as "Flow run encountered an exception: Kind: words".
-        words = words.removeprefix("Flow run encountered an exception: ")
-        kind, _, sentence = words.partition(": ")
-        super().__init__(sentence if hasattr(errors, kind) else words)
-        self.run = run
 
 
 @asynccontextmanager
@@ -53,12 +38,15 @@ async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
     """
     with temporary_settings({PREFECT_API_URL: api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
         try:
-            async with httpx.AsyncClient(timeout=5) as probe:
+            async with httpx.AsyncClient(timeout=5, trust_env=False) as probe:
                 (await probe.get(f"{api_url}/health")).raise_for_status()
         except httpx.HTTPError as error:
             raise ServiceUnavailableError("Prefect server", api_url) from error
-        async with get_client() as client:
-            yield client
+        try:
+            async with get_client() as client:
+                yield client
+        except httpx.TransportError as error:
+            raise ServiceUnavailableError("Prefect server", api_url) from error
 
 
 async def start(
@@ -78,8 +66,7 @@ async def start(
     try:
         found = await client.read_deployment_by_name(deployment)
     except ObjectNotFound as error:
-        names = [f"{d.name}" for d in await client.read_deployments()]
-        raise NotFoundError("deployment", deployment, names) from error
+        raise NotFoundError("deployment", deployment) from error
     try:
         return await client.create_flow_run_from_deployment(
             found.id, parameters=parameters, idempotency_key=idempotency_key, tags=list(tags)
@@ -151,7 +138,7 @@ async def result(run: FlowRun, storage_url: str) -> Any:
     """
     data = run.state.data if run.state else None
     if run.state is None or not run.state.is_completed():
-        raise RunFailedError(run)
+        raise RunFailedError(_words(run))
     key = getattr(data, "storage_key", None)
     if key is None:
         raise NotFoundError("result", str(run.id))
@@ -160,3 +147,12 @@ async def result(run: FlowRun, storage_url: str) -> Any:
     except ValueError as error:
         raise NotFoundError("result", str(run.id)) from error
     return record.result
+
+
+def _words(run: FlowRun) -> str:
+    """What the run's final state says, the way the error said it that ended it."""
+    words = (run.state and (run.state.message or run.state.name)) or "It never started."
+    # Prefect writes an exception as "Flow run encountered an exception: Kind: words".
+    words = words.removeprefix("Flow run encountered an exception: ")
+    kind, _, sentence = words.partition(": ")
+    return sentence if hasattr(errors, kind) else words

@@ -46,6 +46,7 @@ def test_a_file_may_replace_the_default_agent(tmp_path: Path) -> None:
     [
         ("import agents\n\ndef broken(:\n", 3, "SyntaxError"),
         ("import agents\n\nagents.Agnet\n", 3, "AttributeError"),
+        ("import sys\nsys.exit(3)\n", 2, "SystemExit"),
         ("import nowhere_to_be_found\n", 1, "No module named 'nowhere_to_be_found'"),
         ("x = 1\n", None, "it defines no agent"),
         ("from agents import Agent\na = Agent(name='a/b')\n", None, "can't be used"),
@@ -77,6 +78,8 @@ def test_an_unknown_agent_gets_a_suggestion(tmp_path: Path) -> None:
         ("'local/smollm2-135m-instruct'", "smollm2-135m-instruct"),
         ("'/models/x.gguf'", "/models/x.gguf"),
         ("'https://example.org/x.gguf'", "https://example.org/x.gguf"),
+        ("'smollm2-135m-instruct'", "smollm2-135m-instruct"),
+        ("'local/assistant@3'", None),
         ("'gpt-4.1'", None),
         ("'litellm/some/model'", None),
     ],
@@ -84,3 +87,8 @@ def test_an_unknown_agent_gets_a_suggestion(tmp_path: Path) -> None:
 def test_base_of_an_agents_model(tmp_path: Path, model: str, base: str | None) -> None:
     path = write(tmp_path, f"from agents import Agent\na = Agent(name='one', model={model})\n")
     assert load_registry(load_settings(home=tmp_path, agents=[path])).base("one") == base
+
+
+def test_a_relative_file_is_beside_the_agents_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "from agents import Agent\na = Agent(name='one', model='models/x.gguf')\n")
+    assert load_registry(load_settings(home=tmp_path, agents=[path])).base("one") == str(tmp_path / "models/x.gguf")

@@ -8,6 +8,7 @@ model's response: never the order of arrival, so that parallel calls keep their 
 
 import copy
 import dataclasses
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
@@ -202,6 +203,10 @@ class DurableModel(Model):
             served = names[-1] if names else self.name
             return {"model": served, "response": _response.dump_python(response, mode="json")}
 
+        if not run.path:
+            # Before the call, so that the trace of a step that fails here says what was asked.
+            run.step.tools = [dict(tool) for tool in offered]
+            run.step.messages = _messages(system_instructions, input)
         name = f"{self._agent} {run.turn}: {self.name}"
         recorded = await unit("model-call", name, unit_key(run.step.step_id, position, request), call)
         response, record.name = _response.validate_python(recorded["response"]), recorded["model"]
@@ -210,7 +215,6 @@ class DurableModel(Model):
         calls = [item for item in response.output if isinstance(item, ResponseFunctionToolCall)]
         run.positions.update({item.call_id: f"{position}/{index}" for index, item in enumerate(calls)})
         if not run.path:
-            run.step.tools = [dict(tool) for tool in offered]
             run.step.messages = _messages(system_instructions, input, response)
         return response
 
@@ -253,9 +257,13 @@ def _durable_tool(tool: Tool) -> Tool:
 
         request = {"tool": tool.name, "arguments": arguments}
         try:
-            return await unit("tool-call", tool.name, unit_key(run.step.step_id, position, request), call)
+            output = await unit("tool-call", tool.name, unit_key(run.step.step_id, position, request), call)
         finally:
             run.step.calls.append(record)
+        if not run.path:
+            content = output if isinstance(output, str) else json.dumps(output)
+            run.step.messages.append({"role": "tool", "tool_call_id": context.tool_call_id, "content": content})
+        return output
 
     durable = copy.copy(tool)
     durable.on_invoke_tool = on_invoke_tool
@@ -281,10 +289,10 @@ def _is_forced(tool_choice: Any) -> bool:
     return tool_choice is not None and tool_choice not in ("auto", "none")
 
 
-def _messages(system: str | None, input: Any, response: ModelResponse) -> list[dict[str, Any]]:
+def _messages(system: str | None, input: Any, response: ModelResponse | None = None) -> list[dict[str, Any]]:
     """The conversation so far as chat messages, the way a chat-completions server is sent it."""
     items: list[Any] = [{"role": "user", "content": input}] if isinstance(input, str) else list(input)
-    messages: list[Any] = Converter.items_to_messages([*items, *response.to_input_items()])
+    messages: list[Any] = Converter.items_to_messages([*items, *(response.to_input_items() if response else [])])
     return [{"role": "system", "content": system}] * bool(system) + [dict(message) for message in messages]
 
 

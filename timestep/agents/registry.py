@@ -12,10 +12,9 @@ from agents import Agent
 
 from timestep.agents.assistant import assistant
 from timestep.errors import AgentFileError, ConflictError, NotFoundError
+from timestep.models.files import BUILT_IN
+from timestep.models.routing import PREFIX, is_file
 from timestep.settings import Settings
-
-# Prefixes of models that are somebody else's server; the SDK's own provider map knows them.
-REMOTE_PREFIXES = ("openai/", "litellm/", "any-llm/")
 
 
 class AgentRegistry:
@@ -40,19 +39,19 @@ class AgentRegistry:
         return self._agents[name]
 
     def base(self, name: str) -> str | None:
-        """Base model of the agent's own local model, or None where its model is not local.
+        """Base model of the agent's own local model, or None where it has none of its own.
 
-        An agent that names no model, or ``local``, is on the service's base model. One that names a
-        GGUF file (path or URL), or ``local/BASE``, is on that.
+        An agent that names no model, or ``local``, is on the service's base model; one that names a built-in
+        model, a GGUF file or its URL (``local/`` before it or not) is on that. None where the model is a
+        provider's, or another agent's.
         """
         model = self.get(name).model
-        if model is None or model in ("local", f"local/{name}"):
+        if model is None or model in ("local", f"{PREFIX}{name}"):
             return self._default_base
         if not isinstance(model, str):
             return None
-        if model.startswith("local/"):
-            return model.removeprefix("local/")
-        return model if model.endswith(".gguf") else None
+        bare = model.removeprefix(PREFIX)
+        return bare if bare in (self._default_base, *BUILT_IN) or is_file(bare) else None
 
 
 def load_registry(settings: Settings) -> AgentRegistry:
@@ -68,6 +67,9 @@ def load_registry(settings: Settings) -> AgentRegistry:
         for agent in load_agents(path):
             if origin.get(agent.name) is not None:
                 raise ConflictError(f"Two agents are named '{agent.name}': in '{origin[agent.name]}' and in '{path}'.")
+            if isinstance(agent.model, str) and agent.model.endswith(".gguf") and "://" not in agent.model:
+                # Beside the agents file, wherever the flow run that loads it works.
+                agent.model = str((path.absolute().parent / Path(agent.model).expanduser()).resolve())
             found[agent.name] = agent
             origin[agent.name] = path
     return AgentRegistry(found, settings.model)
@@ -97,13 +99,13 @@ def _import(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise AgentFileError(path, f"{type(error).__name__}: {error}", _line(error, path)) from error
     return module
 
 
-def _line(error: Exception, path: Path) -> int | None:
+def _line(error: BaseException, path: Path) -> int | None:
     """The last line of the file itself that the error passed through."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
         return error.lineno

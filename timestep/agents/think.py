@@ -1,5 +1,6 @@
 """A step in inference mode: an agent runs to its final output, and its trace is always written."""
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from agents import Agent, MaxTurnsExceeded, Model, ModelSettings, RunResult
 from agents.extensions.memory import SQLAlchemySession
 from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
 
 from storage.references import Reference
 from storage.store import ObjectStore
@@ -19,7 +21,9 @@ from timestep.agents.units import unit, unit_key
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UsageError
 from timestep.models.files import BUILT_IN
-from timestep.models.providers import LOCAL, is_local, local_model, remote_model
+from timestep.models.providers import declared_models, is_local, local_model, remote_model
+from timestep.models.registry import ModelRegistry
+from timestep.models.routing import PREFIX
 from timestep.settings import Settings
 
 Input = str | list[dict[str, Any]]
@@ -48,37 +52,41 @@ async def think(
         UsageError: nothing was asked.
         TimestepError: the model or the agent failed; the trace so far is in storage.
     """
-    agent = registry.get(request.agent)
-    if not (request.input.strip() if isinstance(request.input, str) else request.input):
-        raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
-    step = DurableStep(request.step_id, resolve=_resolver(request, settings, registry))
-    model_name, _ = step.resolve(agent)
     started = datetime.now(UTC)
+    step = DurableStep(request.step_id, resolve=_resolver(request, settings, registry))
     trace: dict[str, Any] = {
         "version": 1,
         "step_id": request.step_id,
-        "agent": agent.name,
+        "agent": request.agent,
         "mode": Mode.INFERENCE.value,
         "session_id": request.session_id,
+        "input": request.input,
         "started": started.isoformat(),
-        "model": model_name,
+        "model": request.model,
     }
     try:
-        output = await _run(request, settings, store, step, agent, model_name)
+        output = await _run(request, settings, store, registry, step)
     except BaseException as error:
-        cancelled = not isinstance(error, Exception)
-        trace |= {"status": "cancelled" if cancelled else "failed", "error": f"{error}", "output": None}
-        await _write(trace, step, store, started)
+        trace |= {"status": "failed" if isinstance(error, Exception) else "cancelled", "error": f"{error}"}
+        try:
+            await _write(trace, step, store, started)
+        except TimestepError as failure:
+            error.add_note(f"Its trace could not be written: {failure}")
         raise
-    trace["model"] = output.model
     trace |= {"status": output.status, "error": None, "output": output.output, "usage": output.usage.model_dump()}
+    trace["model"] = output.model
     output.artifacts["trace"] = await _write(trace, step, store, started)
     return output, trace
 
 
 async def _run(
-    request: Thinking, settings: Settings, store: ObjectStore, step: DurableStep, agent: Agent[Any], model_name: str
+    request: Thinking, settings: Settings, store: ObjectStore, registry: AgentRegistry, step: DurableStep
 ) -> StepOutput:
+    agent = registry.get(request.agent)
+    if not (request.input.strip() if isinstance(request.input, str) else request.input):
+        raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
+    model_name, _ = step.resolve(agent)
+    await _declare_new_agents(settings, registry)
     context = StepContext(request.step_id, agent.name, store, workspace=f"workspaces/{agent.name}")
     items: list[Any] = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     try:
@@ -104,6 +112,21 @@ async def _run(
         call.name for call in step.calls if call.kind == "model" and "/" not in call.position.rpartition("/")[0]
     ]
     return _output(request, step, result, agent, answered[-1] if answered else model_name)
+
+
+async def _declare_new_agents(settings: Settings, registry: AgentRegistry) -> None:
+    """Give agents that were added to a file after the service's start their own models."""
+    local = {name: base for name in registry.names() if (base := registry.base(name)) is not None}
+    if not local or settings.model_server_url is None or settings.database_url is None:
+        return
+    missing = set(local) - await declared_models(settings.model_server_url)
+    if missing:
+        database = Database(settings.database_url)
+        try:
+            for name in missing:
+                await ModelRegistry(database).declare(name, local[name])
+        finally:
+            await database.close()
 
 
 def _output(request: Thinking, step: DurableStep, result: RunResult, agent: Agent[Any], model_name: str) -> StepOutput:
@@ -145,13 +168,13 @@ def _resolver(request: Thinking, settings: Settings, registry: AgentRegistry) ->
         model = request.model or agent.model
         if request.model is None and agent.name in registry.names() and registry.base(agent.name) is not None:
             # A local model belongs to its agent: what it serves now, on whatever base it was declared with.
-            model = LOCAL + agent.name
+            model = PREFIX + agent.name
         if model is None:
-            model = LOCAL + settings.model
+            model = PREFIX + settings.model
         if not isinstance(model, str):
             return type(model).__name__, model
         if is_local(model, known):
-            return LOCAL + model.removeprefix(LOCAL), local_model(model, settings)
+            return PREFIX + model.removeprefix(PREFIX), local_model(model, settings)
         return model, remote_model(model, known)
 
     return resolve
@@ -184,6 +207,7 @@ class _Session:
     def __init__(self, request: Thinking, settings: Settings) -> None:
         self._request, self._settings = request, settings
         self._session: SQLAlchemySession | None = None
+        self._before = 0
 
     async def __aenter__(self) -> "_Session":
         if self._request.session_id is not None:
@@ -206,19 +230,28 @@ class _Session:
             return []
 
         async def call() -> Any:
-            return [dict(item) for item in await session.get_items()]
+            try:
+                items = await session.get_items()
+            except DBAPIError:
+                # Two first sessions of a new database made the tables at the same time; now they are there.
+                items = await session.get_items()
+            return [dict(item) for item in items]
 
         recorded = await unit("tool-call", "session: read", self._key("session/read"), call)
+        self._before = len(recorded)
         return list(recorded)
 
     async def add(self, items: list[Any]) -> None:
-        """Append this step's items."""
+        """Append this step's items, unless a killed run of this step had done so before it could record it."""
         session = self._session
         if session is None:
             return
+        items = json.loads(json.dumps(items, default=str))
 
         async def call() -> Any:
-            await session.add_items(items)
+            since = [dict(item) for item in (await session.get_items())[self._before :]]
+            if not any(since[at : at + len(items)] == items for at in range(len(since))):
+                await session.add_items(items)
             return len(items)
 
         await unit("tool-call", "session: add", self._key("session/add"), call)

@@ -90,7 +90,7 @@ class TrainingSettings(BaseModel):
         3e-5, gt=0, lt=1, title="Learning rate", description="Step size of the optimiser, constant over an epoch."
     )
     context_length: int = Field(
-        512,
+        1024,
         ge=256,
         multiple_of=256,
         title="Context length",
