@@ -19,14 +19,14 @@ import fasteners
 import httpx
 import psutil
 
-from deployments import instance, prefect_server
+from deployments import instance, prefect_server, preflight
 from deployments.environment import detached_environment, service_environment
 from deployments.postgres import EmbeddedPostgres, embedded_postgres
 from deployments.prefect_server import reachable
 from deployments.state import ServiceState, Urls, load_state, state_path
 from deployments.supervisor import Program, Report, Supervisor, describe_exit, isolation, open_log
 from timestep.database.engine import Database
-from timestep.errors import ConflictError, TimestepError
+from timestep.errors import ConflictError, TimestepError, UsageError
 from timestep.settings import Settings, load_settings
 
 OnReady = Callable[[ServiceState], None]
@@ -41,12 +41,13 @@ STAMP = len("2026-01-01 00:00:00 ")
 async def up(settings: Settings, *, detach: bool = False, on_ready: OnReady | None = None) -> int:
     """Run the service until SIGINT or SIGTERM, or with ``detach`` return once it is ready. Returns the exit code.
 
-    Raises ConflictError when a service runs on this home or a port is taken, TimestepError when a part
-    doesn't start (its log is named).
+    Raises ConflictError when a service runs on this home or a port is taken, UsageError, NotFoundError or
+    ModelFileError for settings that can't be meant, TimestepError when a part doesn't start (its log is named).
     """
-    for folder in (settings.home, settings.run_dir, settings.log_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    _refuse_conflicts(settings)
+    preflight.make_home(settings)
+    if load_state(settings) is not None:
+        raise _already_running(settings)
+    preflight.check_settings(settings)
     report = _reporter(settings)
     if detach:
         state = await _start_detached(settings, print)
@@ -63,17 +64,21 @@ async def up(settings: Settings, *, detach: bool = False, on_ready: OnReady | No
 
 
 def status(settings: Settings) -> ServiceState | None:
-    """The service that runs on this home, ready or still starting, or None."""
+    """The service that runs on this home, ready or still starting, or None. UsageError: it's another user's."""
     return load_state(settings)
 
 
 async def down(settings: Settings) -> bool:
-    """End the service of this home and wait for its end. False when none runs."""
+    """End the service of this home and wait for its end. False when none runs; UsageError: it's another user's."""
     state = load_state(settings)
     if state is None:
         return False
-    with suppress(ProcessLookupError):
+    try:
         os.kill(state.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        raise UsageError(f"Process {state.pid} belongs to another user, who alone can end it.") from None
     deadline = time.monotonic() + DOWN_SECONDS
     while state.is_alive():
         if time.monotonic() > deadline:
@@ -284,34 +289,10 @@ async def _start_detached(settings: Settings, report: Report) -> ServiceState:
         await asyncio.sleep(0.1)
 
 
-def _refuse_conflicts(settings: Settings) -> None:
-    state = load_state(settings)
-    if state is not None:
-        raise _already_running(settings)
-    ports = {"--port": settings.port, "--prefect-port": settings.prefect_port}
-    if settings.port == settings.prefect_port:
-        raise ConflictError(f"Port {settings.port} is asked for twice: --port and --prefect-port.")
-    for option, port in ports.items():
-        if not _is_free(settings.host, port):
-            raise ConflictError(f"Port {port} is taken on {settings.host}. Choose another: {option} N")
-
-
 def _already_running(settings: Settings) -> ConflictError:
     state = load_state(settings)
     who = f" (process {state.pid}, {state.urls.api})" if state is not None else ""
     return ConflictError(f"A service already runs on home '{settings.home}'{who}. End it: timestep down")
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        if sys.platform != "win32":  # a port in TIME_WAIT is free
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def free_port() -> int:

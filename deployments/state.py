@@ -13,6 +13,7 @@ import psutil
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from sqlalchemy.engine import make_url
 
+from timestep.errors import UsageError
 from timestep.settings import Settings
 
 
@@ -81,9 +82,12 @@ def state_path(settings: Settings) -> Path:
 
 
 def load_state(settings: Settings) -> ServiceState | None:
-    """State of the service that runs on this home, or None."""
+    """State of the service that runs on this home, or None. UsageError: it's another user's."""
+    path = state_path(settings)
     try:
-        state = ServiceState.model_validate_json(state_path(settings).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        state = ServiceState.model_validate_json(path.read_bytes())
+    except PermissionError:
+        raise UsageError(f"'{path}' belongs to another user, and so does the service of this home.") from None
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
     return state if state.is_alive() else None

@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
+    @field_validator("model")
+    @classmethod
+    def _absolute_file(cls, value: str) -> str:
+        is_path = value.endswith(".gguf") and "://" not in value
+        return str(Path(value).expanduser().absolute()) if is_path else value
+
     @cached_property
     def storage(self) -> str:
         """URL of the object store: ``storage_url`` or the folder under the home."""

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 from urllib.parse import urljoin
@@ -79,15 +78,6 @@ async def test_a_second_start_on_the_home_is_refused_in_one_line(up: Instance) -
     output, errors = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 1
     assert len((output + errors).splitlines()) == 1
-
-
-async def test_a_taken_port_is_refused_with_the_option_that_moves_it(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ConflictError, match=f"Port {port} is taken on 127.0.0.1. Choose another: --prefect-port N"):
-            await start_service(Settings(home=tmp_path, prefect_port=port))
 
 
 async def test_no_service_no_state(tmp_path: Path) -> None:
