@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -44,7 +45,7 @@ def test_a_stream_is_not_held_back(public: Server) -> None:
 def test_tools_go_through(client: OpenAI, calling: list[Any], calculator: Any) -> None:
     ask: dict[str, Any] = {"model": SMOLLM2, "messages": calling, "tools": [calculator], "temperature": 0}
     with client.chat.completions.stream(**ask, max_tokens=60) as stream:
-        (call,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert call.function.arguments == '{"expression": "8+5"}'
 
 
@@ -72,10 +73,18 @@ def test_the_servers_own_files_are_not_for_the_asking(model: str, client: OpenAI
         client.models.retrieve(model)
 
 
-def test_a_client_that_leaves_ends_the_generation(public: Server, model_server: Server) -> None:
-    body = {"model": SMOLLM2, "messages": OCEAN, "temperature": 1.5, "max_tokens": 900}
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{public.api}/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.5))
+@pytest.mark.parametrize("path", ["/etc/model.gguf", "%2Fetc%2Fmodel.gguf", "%252Fetc%252Fmodel.gguf", "%2525x"])
+def test_no_spelling_of_a_path_gets_through(path: str, public: Server) -> None:
+    assert httpx.get(f"{public.api}/models/{path}").status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_the_generation(stream: bool, public: Server, model_server: Server) -> None:
+    body = {"model": SMOLLM2, "messages": OCEAN, "stream": stream, "temperature": 1.5, "max_tokens": 900}
+    asking = httpx.stream("POST", f"{public.api}/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.5))
+    with pytest.raises(httpx.TimeoutException), asking as response:
+        next(response.iter_lines())
+        raise httpx.ReadTimeout("left")
 
     def idle() -> bool:
         before = cpu_seconds(model_server.process.pid)
@@ -91,3 +100,15 @@ def test_without_a_model_server_it_says_so(serve: Callable[..., Server]) -> None
     response = httpx.post(f"{alone.api}/chat/completions", json={"model": SMOLLM2, "messages": OCEAN})
     assert response.status_code == 503
     assert "timestep up" in response.json()["error"]["message"]
+
+
+def test_asking_for_health_keeps_no_connection(public: Server) -> None:
+    def connections() -> int:
+        files = Path(f"/proc/{public.process.pid}/fd").iterdir()
+        return sum(str(file.readlink()).startswith("socket:") for file in files if file.is_symlink())
+
+    with httpx.Client() as client:
+        before = client.get(f"{public.url}/health").is_success and connections()
+        for _ in range(20):
+            assert client.get(f"{public.url}/health").json() == {"status": "ok"}
+        assert connections() <= before + 1

@@ -14,7 +14,7 @@ async def health(request: Request) -> JSONResponse:
     """200 where a completion could be served, 503 where the model server is away."""
     upstream: Upstream = request.app.state.upstream
     try:
-        response = await upstream.send(request)
+        response = await upstream.get("/health")
     except ServiceUnavailableError as error:
         return JSONResponse({"status": "degraded", "model_server": str(error)}, 503)
     return JSONResponse({"status": "ok" if response.status_code == 200 else "degraded"}, response.status_code)

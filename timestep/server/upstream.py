@@ -1,10 +1,9 @@
 """Requests passed on to the model server, byte for byte and unbuffered. Knows no model."""
 
-from collections.abc import AsyncIterator
-
 import httpx
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.background import BackgroundTask
 
 from timestep.errors import ServiceUnavailableError
 from timestep.models.disconnect import ClientGone, unless_gone
@@ -31,9 +30,10 @@ class Upstream:
         body = await request.body()
         forwarded = self._client.build_request(
             request.method,
-            httpx.URL(request.url.path, query=request.url.query.encode()),
+            # As the client spelled it: decoded here and there once more, it would be another path than was judged here.
+            httpx.URL("/").copy_with(raw_path=request.scope["raw_path"]),
             content=body,
-            headers={"content-type": "application/json"},  # nothing else is understood there
+            headers={"content-type": "application/json"},  # nothing else is understood there, nor any query
         )
         try:
             response = await unless_gone(request, self._client.send(forwarded, stream=True))
@@ -42,16 +42,17 @@ class Upstream:
         except httpx.HTTPError:
             raise ServiceUnavailableError("model server", self._url) from None
         headers = {name: value for name, value in response.headers.items() if name.lower() not in _DROPPED}
-        return StreamingResponse(_bytes(response), response.status_code, headers)
+        # Closed in the background task: the body of a client that left at once is never begun, so can't close itself.
+        done = BackgroundTask(response.aclose)
+        return StreamingResponse(response.aiter_raw(), response.status_code, headers, background=done)
+
+    async def get(self, path: str) -> httpx.Response:
+        """The model server's whole answer to a question of our own. ServiceUnavailableError: none within 5 s."""
+        try:
+            return await self._client.get(path, timeout=5)
+        except httpx.HTTPError:
+            raise ServiceUnavailableError("model server", self._url) from None
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
-
-
-async def _bytes(response: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.aiter_raw():
-            yield chunk
-    finally:
-        await response.aclose()
