@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 import psutil
 import pytest
 
-from deployments.local import down, status
+from deployments.local import down, free_port, status
 from deployments.local import up as start_service
 from deployments.state import ServiceState, Urls, state_path
 from tests.conftest import environment
-from tests.deployments.conftest import free_port
 from timestep.errors import ConflictError, ModelFileError, NotFoundError, UsageError
 from timestep.settings import Settings, load_settings
 
