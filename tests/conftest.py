@@ -126,3 +126,11 @@ def service() -> Iterator[Service]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="FOLDER", help="keep what the Prefect UI shows, for the documents")
+
+
+def pytest_configure() -> None:
+    """No events leave this process: Prefect would wait for a server that a test has long stopped."""
+    from prefect.events.clients import NullEventsClient
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.set_client_override(NullEventsClient)
