@@ -211,7 +211,8 @@ class Workshop:
 
     async def _evaluate(self, model: Path, prepared: Prepared, what: str) -> Evaluation:
         self.say(f"evaluating {what} on {prepared.held_out_conversations} held-out conversations")
-        lines = (await self.store.get(prepared.held_out)).decode().splitlines()
+        # Bytes: splitting text would also end lines at separators such as U+2028, which JSON strings may hold.
+        lines = (await self.store.get(prepared.held_out)).splitlines()
         held_out = [datasets.Conversation.model_validate_json(line) for line in lines]
         context_length = min(self.settings.context_length, finetune.longest_context(model))
         return await evaluate(model, held_out, context_length=context_length, threads=self.settings.cores)

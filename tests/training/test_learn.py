@@ -149,6 +149,16 @@ async def test_held_out_conversations_are_never_trained_on(job: Job, settings: S
     assert windows.count("What is ") == prepared.conversations == 18
 
 
+async def test_line_separators_within_a_conversation_end_no_line(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    path = Path(job.recipe.dataset)
+    path.write_text(path.read_text().replace("What is", "\u2028What\u2029is\x85"), encoding="utf-8")
+    workshop = Workshop(job, settings, store)
+    prepared = await workshop.prepare()
+    assert (await workshop.before(prepared)).conversations == prepared.held_out_conversations == 2
+
+
 @pytest.mark.parametrize(("rule", "promoted"), [("never", False), ("always", True), ("if_better", False)])
 async def test_the_rule_decides_on_promotion(
     job: Job, settings: Settings, store: ObjectStore, rule: Any, promoted: bool
