@@ -64,23 +64,31 @@ class Child:
         """Run the program until stopped; a start that fails is reported by ``first_ready``."""
         while not self.stopping:
             started = time.monotonic()
-            self.process = await self._spawn()
-            self.state.pid = self.process.pid
-            watching = asyncio.create_task(self._watch_readiness(self.process.pid))
-            code = await self.process.wait()
-            watching.cancel()
-            self.state.pid, self.state.ready = None, False
+            end = await self._live()
             if self.stopping:
                 return
             if time.monotonic() - started > STEADY_SECONDS:
                 self.state.restarts = 0
-            if not self.first_ready.done() and (code == EXIT_CONFIG or self.state.restarts + 1 >= START_ATTEMPTS):
-                self.first_ready.set_exception(TimestepError(self._failure(code)))
+            if not self.first_ready.done() and (end == EXIT_CONFIG or self.state.restarts + 1 >= START_ATTEMPTS):
+                self.first_ready.set_exception(TimestepError(self._failure(end)))
                 return
             delay = min(BACKOFF_FIRST * 2**self.state.restarts, BACKOFF_MOST)
             self.state.restarts += 1
-            self.report(f"{self.program.name} ended ({describe_exit(code)}); starting it again in {delay:g} s.")
+            self.report(f"{self.program.name} ended ({describe_exit(end)}); starting it again in {delay:g} s.")
             await asyncio.sleep(delay)
+
+    async def _live(self) -> int | OSError:
+        """Run the process once: its exit code, or why it could not be made."""
+        try:
+            self.process = await self._spawn()
+        except OSError as error:
+            return error
+        self.state.pid = self.process.pid
+        watching = asyncio.create_task(self._watch_readiness(self.process.pid))
+        code = await self.process.wait()
+        watching.cancel()
+        self.state.pid, self.state.ready = None, False
+        return code
 
     async def stop(self, seconds: float) -> None:
         """End the process: asked first, killed after ``seconds``."""
@@ -125,17 +133,18 @@ class Child:
         else:
             self.first_ready.set_result(time.monotonic() - self._begun)
 
-    def _failure(self, code: int | None) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        said = lines[-1].strip() if lines else "nothing was logged"
-        if code == EXIT_CONFIG:
+    def _failure(self, end: int | OSError | None) -> str:
+        said = "nothing was logged"
+        with suppress(OSError, IndexError):
+            said = self.log.read_text(errors="replace").strip().splitlines()[-1].strip()
+        if end == EXIT_CONFIG:
             return said
-        why = describe_exit(code) if code is not None else f"not ready after {self.program.start_seconds:g} s"
+        why = describe_exit(end) if end is not None else f"not ready after {self.program.start_seconds:g} s"
         return f"{self.program.name} does not start ({why}): {said[-500:]} Log: {self.log}"
 
 
 class Supervisor:
-    """The children of one service. Use as a context: on exit every child is ended, the last started first."""
+    """The children of one service: started by `start`, running until `stop`."""
 
     def __init__(self, log_dir: Path, report: Report) -> None:
         self._log_dir, self._report = log_dir, report
@@ -160,8 +169,10 @@ class Supervisor:
         await asyncio.gather(*(self._tasks[child.program.name] for child in children), return_exceptions=True)
 
 
-def describe_exit(code: int) -> str:
-    """A process's exit in words: `exit code 1`, `signal SIGKILL`."""
+def describe_exit(code: int | OSError) -> str:
+    """A process's exit in words: `exit code 1`, `signal SIGKILL`; or why it could not be made."""
+    if isinstance(code, OSError):
+        return f"not started: {code.strerror}" + (f": '{code.filename}'" if code.filename else "")
     if code >= 0:
         return f"exit code {code}"
     with suppress(ValueError):

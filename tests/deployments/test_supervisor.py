@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deployments.supervisor import EXIT_CONFIG, Program, Supervisor, describe_exit, open_log
+from deployments.supervisor import EXIT_CONFIG, START_ATTEMPTS, Program, Supervisor, describe_exit, open_log
 from tests.deployments.conftest import is_running
 from timestep.errors import TimestepError
 
@@ -69,6 +70,30 @@ async def test_a_start_that_keeps_failing_is_an_error_with_the_last_line_of_its_
         with pytest.raises(TimestepError, match=r"does not start \(exit code 1\): ValueError: no such thing Log: "):
             await child.first_ready
     assert len(lines) == 2
+
+
+async def test_a_program_that_can_not_be_executed_is_an_error_after_as_many_attempts(tmp_path: Path) -> None:
+    async with supervisor(tmp_path) as (running, lines):
+        child = running.start(replace(program(tmp_path, SLEEP), command=["/absent/program"]))
+        why = r"does not start \(not started: No such file or directory: '/absent/program'\): nothing was logged Log: "
+        with pytest.raises(TimestepError, match=why):
+            await asyncio.wait_for(child.first_ready, 10)
+    assert len(lines) == START_ATTEMPTS - 1
+
+
+async def test_a_child_that_can_not_be_executed_for_a_while_comes_back(tmp_path: Path) -> None:
+    python, moved = tmp_path / "python", tmp_path / "moved"
+    python.symlink_to(sys.executable)
+    async with supervisor(tmp_path) as (running, lines):
+        child = running.start(replace(program(tmp_path, SLEEP), command=[str(python), "-c", SLEEP]))
+        await child.first_ready
+        python.rename(moved)
+        os.kill(child.state.pid or 0, signal.SIGKILL)
+        await until(lambda: child.state.restarts == 2)
+        assert (child.state.pid, child.state.ready) == (None, False)
+        moved.rename(python)
+        await until(lambda: child.state.ready)
+    assert f"part ended (not started: No such file or directory: '{python}'); starting it again in 1 s." in lines
 
 
 async def test_a_child_that_names_the_users_mistake_is_not_tried_again(tmp_path: Path) -> None:
