@@ -101,6 +101,29 @@ async def test_promoting_at_once_leaves_one_of_them(registry: ModelRegistry) -> 
     assert served is not None
 
 
+async def test_promoting_instead_of_another_moves_only_from_there(registry: ModelRegistry) -> None:
+    for run in range(3):
+        await registry.register("assistant", weights("a"), BASE, f"run-{run}", {})
+    assert not await registry.promote("assistant", 2, instead_of=1)
+    assert await registry.promoted("assistant") is None
+    assert await registry.promote("assistant", 2, instead_of=None)
+    assert not await registry.promote("assistant", 3, instead_of=None)
+    assert await registry.promote("assistant", 3, instead_of=2)
+    assert await registry.promote("assistant", 1)
+    with pytest.raises(NotFoundError, match="No model 'assistant@4'"):
+        await registry.promote("assistant", 4, instead_of=1)
+
+
+async def test_of_many_that_promote_instead_of_the_same_version_one_does(registry: ModelRegistry) -> None:
+    versions = range(1, 11)
+    for run in versions:
+        await registry.register("assistant", weights("a"), BASE, f"run-{run}", {})
+    done = await asyncio.gather(*(registry.promote("assistant", version, instead_of=None) for version in versions))
+    served = await registry.promoted("assistant")
+    assert served is not None
+    assert [version for version, promoted in zip(versions, done, strict=True) if promoted] == [served.version]
+
+
 async def test_what_is_not_there_is_named(registry: ModelRegistry) -> None:
     await registry.register("assistant", weights("a"), BASE, "run-1", {})
     for attempt in (registry.promote("assistant", 2), registry.get("assistant", 2)):

@@ -4,7 +4,7 @@ The weights are objects in storage; a version holds the reference.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import func, select, update
@@ -70,18 +70,20 @@ class ModelRegistry:
             await session.refresh(row, ["created_at"])
             return _version(row)
 
-    async def promote(self, name: str, version: int) -> None:
-        """``name`` serves ``version`` from now on; one row changes. NotFoundError where there is none."""
-        there = select(ModelVersionRow).where(ModelVersionRow.name == name, ModelVersionRow.version == version)
+    async def promote(self, name: str, version: int, instead_of: int | Literal["any"] | None = "any") -> bool:
+        """``name`` serves ``version`` from now on, if it served ``instead_of`` (None: its base); says whether it does.
+
+        A compare-and-swap of one row: of two that promote instead of the same version, one does. NotFoundError
+        where there is no such ``version``.
+        """
+        change = update(ModelRow).where(ModelRow.name == name)
+        if instead_of != "any":
+            change = change.where(ModelRow.promoted.is_not_distinct_from(instead_of))
         async with self._database.session() as session:
-            done = await session.scalar(
-                update(ModelRow)
-                .where(ModelRow.name == name, there.exists())
-                .values(promoted=version)
-                .returning(ModelRow.name)
-            )
-        if done is None:
-            raise await self._absent(name, version)
+            if await session.get(ModelVersionRow, (name, version)):  # versions are never deleted
+                changed = await session.scalar(change.values(promoted=version).returning(ModelRow.name))
+                return changed is not None
+        raise await self._absent(name, version)
 
     async def promoted(self, name: str) -> ModelVersion | None:
         """The version that ``name`` serves; None while that is its base, and for a model nobody declared."""
