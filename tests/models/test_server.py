@@ -12,10 +12,13 @@ from agents import Agent, ModelSettings, Runner, function_tool, set_tracing_disa
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
+from pydantic import ValidationError
 
 from tests.models.conftest import SMOLLM2, Server, cpu_seconds, wait_for
+from timestep.models.request import ChatRequest
 
 OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
+NOW = {"type": "function", "function": {"name": "now"}}
 
 set_tracing_disabled(True)
 
@@ -61,7 +64,7 @@ def test_a_call_is_the_same_streamed_and_whole(
     ask: dict[str, Any] = {"model": SMOLLM2, "messages": calling, "temperature": 0, "max_tokens": 80}
     ask |= {"tools": [calculator, clock], "tool_choice": choice, "parallel_tool_calls": False}
     whole = client.chat.completions.create(**ask)
-    (call,) = whole.choices[0].message.tool_calls or ()
+    (call,) = whole.choices[0].message.tool_calls or []
     assert call.type == "function"
     assert call.function.name == "calculator"
     assert json.loads(call.function.arguments) == {"expression": "8+5"}
@@ -71,7 +74,7 @@ def test_a_call_is_the_same_streamed_and_whole(
         events = list(stream)
         final = stream.get_final_completion()
     assert sum(event.type == "tool_calls.function.arguments.delta" for event in events) > 3
-    (streamed,) = final.choices[0].message.tool_calls or ()
+    (streamed,) = final.choices[0].message.tool_calls or []
     assert streamed.function.arguments == call.function.arguments
     assert (streamed.function.name, final.choices[0].finish_reason) == ("calculator", "tool_calls")
 
@@ -85,7 +88,7 @@ def test_a_tool_that_may_not_be_called_is_not(client: OpenAI, calling: list[Any]
 
 
 def test_a_response_format_is_held(client: OpenAI) -> None:
-    schema = {"type": "object", "properties": {"size": {"enum": ["small", "big"]}}, "required": ["size"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"size": {"enum": ["small", "big"]}}, "required": ["size"]}
     answer = client.chat.completions.create(
         model=SMOLLM2,
         messages=OCEAN,
@@ -147,6 +150,16 @@ def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
         ({"tools": [{"type": "web_search"}]}, 400, "tool 0 is no function tool"),
         ({"tool_choice": "required"}, 400, "needs 'tools'"),
         ({"response_format": {"type": "xml"}}, 400, "'xml'"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "'messages.0': 'content' must be text"),
+        ({"messages": [*OCEAN, {"role": "assistant", "tool_calls": ["x"]}]}, 400, "'messages.1': 'tool_calls' must"),
+        ({"messages": [*OCEAN, {"role": "assistant", "tool_calls": 5}]}, 400, "'messages.1': 'tool_calls' must"),
+        ({"messages": [*OCEAN, {"role": "assistant", "tool_calls": [{"function": "x"}]}]}, 400, "'tool_calls' must"),
+        ({"tools": [NOW], "tool_choice": {"type": "function", "function": "a"}}, 400, "tool_choice {"),
+        ({"tools": [NOW], "tool_choice": 5}, 400, "tool_choice 5 is none of"),
+        ({"tools": [{"type": "function", "function": {}}]}, 400, "tool 0 has the name None"),
+        ({"response_format": {"type": "json_schema", "json_schema": "x"}}, 400, "json_schema.schema"),
+        ({"model": "/absent\0.gguf"}, 400, "no such file"),
+        ({"model": "http://\0/x.gguf"}, 400, "can't be fetched"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -162,12 +175,30 @@ def test_bad_input_gets_one_line_in_openais_shape(
     assert "\n" not in error["message"]
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", '{"model": 1, "messages": "x"}'])
+HALF_A_PAIR = '{"model": "x", "messages": [{"role": "user", "content": "\\ud83d"}]}'
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"model": 1, "messages": "x"}', HALF_A_PAIR])
 def test_a_body_that_is_no_request_gets_400(body: str, model_server: Server) -> None:
     headers = {"content-type": "application/json"}
     response = httpx.post(f"{model_server.api}/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_nested_beyond_writing_is_refused() -> None:
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(ValidationError, match="can't be passed on as JSON"):
+        ChatRequest.model_validate({"model": "x", "messages": [{"role": "user", "content": nested}]})
+
+
+def test_arguments_that_are_no_json_are_only_text(client: OpenAI) -> None:
+    call: Any = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "[" * 5000}}
+    messages = [*OCEAN, {"role": "assistant", "tool_calls": [call]}]
+    with pytest.raises(openai.BadRequestError, match="the context 1024"):
+        client.chat.completions.create(model=SMOLLM2, messages=messages)
 
 
 @pytest.mark.parametrize("stream", [False, True])

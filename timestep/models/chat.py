@@ -224,7 +224,7 @@ def _load(text: str) -> Any:
     """JSON where ``text`` is some, else the text itself: a broken call is still shown to the model."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

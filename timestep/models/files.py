@@ -39,7 +39,7 @@ def check_gguf(path: Path) -> None:
     """Raise ModelFileError unless ``path`` is a GGUF file that reaches to the end of its last tensor."""
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path that can't be one
         raise ModelFileError(path, "no such file") from None
     _check(path, stat.st_size, stat.st_mtime_ns)
 
@@ -111,5 +111,5 @@ async def _fetch(url: str, write: Callable[[bytes], object]) -> None:
                 write(chunk)
     except httpx.HTTPStatusError as error:
         raise ModelFileError(url, f"the server answered {error.response.status_code}") from None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ModelFileError(url, f"it can't be fetched: {error or type(error).__name__}") from None

@@ -33,9 +33,11 @@ def chosen_tools(tools: Sequence[Tool], choice: str | Mapping[str, Any]) -> tupl
         raise UsageError(f"tool_choice {json.dumps(choice)} needs 'tools', and the request has none.")
     if choice == "required":
         return list(tools), True
-    if not isinstance(choice, Mapping) or choice.get("type") != "function":
-        raise UsageError(f"tool_choice {json.dumps(choice)} is none of: auto, none, required, a function by name.")
-    name = str((choice.get("function") or choice).get("name"))
+    match choice:
+        case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
+            pass
+        case _:
+            raise UsageError(f"tool_choice {json.dumps(choice)} is none of: auto, none, required, a function by name.")
     named = [tool for tool in tools if tool["function"]["name"] == name]
     if not named:
         raise NotFoundError("tool", name, [tool["function"]["name"] for tool in tools])
@@ -59,17 +61,18 @@ def calls_grammar(tools: Sequence[Tool], *, parallel: bool, opened: bool = False
 
 def format_grammar(response_format: Mapping[str, Any] | None) -> str | None:
     """Grammar of OpenAI's ``response_format``; None for text. UsageError: an unknown type or a schema beyond GBNF."""
-    kind = (response_format or {}).get("type", "text")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        schema: Any = {"type": "object"}
-    elif kind == "json_schema":
-        schema = ((response_format or {}).get("json_schema") or {}).get("schema")
-        if not isinstance(schema, dict):
+    match response_format:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            schema: Any = {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
+            pass
+        case {"type": "json_schema"}:
             raise UsageError("response_format 'json_schema' needs the schema as 'json_schema.schema'.")
-    else:
-        raise UsageError(f"response_format '{kind}' is none of: text, json_object, json_schema.")
+        case _:
+            kind = response_format.get("type")
+            raise UsageError(f"response_format '{kind}' is none of: text, json_object, json_schema.")
     return "\n".join(["root ::= r-root", *_schema_rules(schema, "r-", "response_format")])
 
 
