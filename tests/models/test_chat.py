@@ -1,6 +1,5 @@
 """What is trained is what was served: token by token, on the real tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +111,6 @@ def test_what_only_the_api_reads_of_a_tool_does_not_reach_the_model(
     assert renderer.prompt([USER], [{"function": function, "type": "function"}]) == renderer.prompt(
         [USER], [calculator]
     )
-
-
-def test_what_was_written_is_parsed_back(renderer: ChatRenderer, calculator: dict[str, Any]) -> None:
-    written = 'Let me see.\n<tool_call>\n{"name": "calculator", "arguments": {"expression": "1+1"}}\n</tool_call>'
-    message = renderer.parse(written, [calculator])
-    assert message.content == "Let me see."
-    assert [(made.name, json.loads(made.arguments)) for made in message.tool_calls] == [
-        ("calculator", {"expression": "1+1"})
-    ]
-    assert renderer.parse(written, []).content == written
 
 
 def test_a_model_without_a_template_speaks_chatml() -> None:

@@ -88,7 +88,8 @@ def test_a_tool_that_may_not_be_called_is_not(client: OpenAI, calling: list[Any]
 
 
 def test_a_response_format_is_held(client: OpenAI) -> None:
-    schema: dict[str, Any] = {"type": "object", "properties": {"size": {"enum": ["small", "big"]}}, "required": ["size"]}
+    sizes: Any = {"size": {"enum": ["small", "big"]}}
+    schema = {"type": "object", "properties": sizes, "required": ["size"]}
     answer = client.chat.completions.create(
         model=SMOLLM2,
         messages=OCEAN,

@@ -55,7 +55,6 @@ def test_white_space_around_a_turn_is_no_part_of_it() -> None:
 
 def test_a_call_that_was_cut_off_keeps_what_there_is() -> None:
     turn, _, arguments = read(CALLS[:60], 3)
-    assert turn.in_call
     assert calls(turn.message) == [("add", arguments[0])]
     assert '{"a": "}\\n</tool", "b": {}}'.startswith(arguments[0])
 

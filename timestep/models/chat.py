@@ -130,21 +130,6 @@ class ChatRenderer:
                 )
         return text
 
-    def parse(self, text: str, tools: Sequence[Message] | None = None) -> AssistantMessage:
-        """The turn that a model wrote as ``text``. Calls of tools that were not offered stay text."""
-        names = {tool["function"]["name"] for tool in tools or ()}
-        calls: list[ToolCall] = []
-
-        def take(found: re.Match[str]) -> str:
-            call = _load(found[1])
-            if not isinstance(call, dict) or call.get("name") not in names:
-                return found[0]
-            calls.append(ToolCall(name=call["name"], arguments=_json(call.get("arguments", {}))))
-            return ""
-
-        rest = re.sub(rf"{CALL_OPEN}\s*(.*?)\s*{CALL_CLOSE}", take, text, flags=re.DOTALL).strip()
-        return AssistantMessage(content=rest or None, tool_calls=calls)
-
     def _render(self, messages: Sequence[Message], tools: Sequence[Message] | None, *, generate: bool) -> str:
         if not messages:
             raise UsageError("A conversation needs at least one message, and 'messages' is empty.")

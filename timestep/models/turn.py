@@ -28,11 +28,6 @@ class Turn:
         self._call: ToolCall | None = None
         self._in_call = False
 
-    @property
-    def in_call(self) -> bool:
-        """Whether the text so far ends inside a call."""
-        return self._in_call
-
     def overshoot(self, piece: str) -> int:
         """Characters of ``piece`` beyond the end of a ``<tool_call>`` that it completes; -1: it completes none."""
         if not self._calls or self._in_call:
