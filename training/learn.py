@@ -56,7 +56,10 @@ class Recipe(BaseModel):
 
 
 class Job(BaseModel):
-    """One training run: its id, whose model, the file served now (a name, path, URL or stored object), the recipe."""
+    """One training run: its id, whose model, the file it starts from (a name, path, URL or stored object), the recipe.
+
+    ``served_version`` is the version of ``model``, which the new one shall take the place of; None: the base.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,6 +68,7 @@ class Job(BaseModel):
     base: str
     model: str | Reference
     recipe: Recipe
+    served_version: int | None = None
 
 
 class Prepared(BaseModel):
@@ -182,8 +186,12 @@ class Workshop:
         return await self.store.put_content(quantized, prefix="models", suffix=".gguf")
 
     async def before(self, prepared: Prepared) -> Evaluation:
-        """How the version served now does on the held-out conversations, in the candidate's type."""
-        served = await self._served()
+        """How the version that training started from does on the held-out conversations, in the candidate's type."""
+        return await self.rival(prepared, self.job.model)
+
+    async def rival(self, prepared: Prepared, model: str | Reference) -> Evaluation:
+        """The same of any model that may be served instead of the candidate."""
+        served = await local_file(model, self.settings, self.store)
         if self.job.recipe.quantization not in (None, finetune.file_type(served)):
             tools = await self._tools()
             await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
@@ -320,11 +328,35 @@ async def _learn(workshop: Workshop, registry: ModelRegistry, promote: str, keep
     version = await registry.register(
         job.agent, candidate, job.base, job.run_id, {"before": before.model_dump(), "after": after.model_dump()}
     )
-    promoted = promote == "always" or (promote == "if_better" and better(after, before))
-    if promoted:
-        await registry.promote(job.agent, version.version)
+    learned = Learned(version=version, promoted=False, prepared=prepared, epochs=epochs, before=before, after=after)
+    if promote != "never":
+        # Recorded: a run that is resumed must not undo promotions made since.
+        promoted = await keep(
+            "promote", [promote, version.version], lambda: _promote(workshop, registry, promote, learned)
+        )
+        learned = learned.model_copy(update={"promoted": promoted})
     await workshop.clean(epochs)
-    return Learned(version=version, promoted=promoted, prepared=prepared, epochs=epochs, before=before, after=after)
+    return learned
+
+
+async def _promote(workshop: Workshop, registry: ModelRegistry, rule: str, learned: Learned) -> bool:
+    """Promote the new version by the rule; says whether it was. Better is what beats the version served by now.
+
+    That may be another than at the run's start: each that is promoted meanwhile is judged as well.
+    """
+    job, version = workshop.job, learned.version
+    if rule == "always":
+        return await registry.promote(job.agent, version.version)
+    served, judged = job.served_version, learned.before
+    while better(learned.after, judged):
+        if await registry.promote(job.agent, version.version, instead_of=served):
+            return True
+        now = await registry.promoted(job.agent)
+        if now and now.version == version.version:
+            return True  # by this run, which was killed before it could record that
+        served = now.version if now else None
+        judged = await workshop.rival(learned.prepared, now.file if now else job.base)
+    return False
 
 
 def _epoch(

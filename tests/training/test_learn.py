@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -25,7 +25,7 @@ Write = Callable[[int], Path]
 
 
 class Registry(ModelRegistry):
-    """The registry's two verbs that training uses, in memory; the real one's tests are its own."""
+    """The registry's verbs that training uses, in memory; the real one's tests are its own."""
 
     def __init__(self) -> None:
         self.registered: list[ModelVersion] = []
@@ -34,21 +34,29 @@ class Registry(ModelRegistry):
     async def register(
         self, name: str, file: Reference, base: str, origin: str | None = None, evaluation: dict[str, Any] | None = None
     ) -> ModelVersion:
+        if made := next((version for version in self.registered if version.origin == origin), None):
+            return made
         facts: dict[str, Any] = {"name": name, "file": file, "base": base, "origin": origin}
-        facts |= {"version": 1, "evaluation": evaluation or {}, "created_at": datetime.now(UTC)}
+        facts |= {"version": len(self.registered) + 1, "evaluation": evaluation or {}, "created_at": datetime.now(UTC)}
         self.registered.append(ModelVersion(**facts))
         return self.registered[-1]
 
-    async def promote(self, name: str, version: int) -> None:
+    async def promote(self, name: str, version: int, instead_of: int | Literal["any"] | None = "any") -> bool:
+        if instead_of not in ("any", self.promotions[-1] if self.promotions else None):
+            return False
         self.promotions.append(version)
+        return True
+
+    async def promoted(self, name: str) -> ModelVersion | None:
+        return self.registered[self.promotions[-1] - 1] if self.promotions else None
 
 
 class Records:
     """Keeps each unit's JSON, as the flow does; ``die_at`` names the unit at whose start the process is killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, die_at: str | None = None) -> None:
         self.kept: dict[str, Any] = {}
-        self.die_at: str | None = None
+        self.die_at = die_at
         self.called: list[str] = []
 
     async def __call__(self, name: str, request: Any, call: Callable[[], Awaitable[Any]]) -> Any:
@@ -59,6 +67,10 @@ class Records:
             self.called.append(name)
             self.kept[key] = json.loads(json.dumps(await call()))
         return self.kept[key]
+
+    def forget(self, name: str) -> None:
+        """As if the process had been killed before it could record the unit."""
+        self.kept = {key: kept for key, kept in self.kept.items() if json.loads(key)[0] != name}
 
 
 @pytest.fixture
@@ -98,8 +110,7 @@ async def test_a_run_registers_a_better_version_and_keeps_one_checkpoint(
 
 
 async def test_a_killed_run_goes_on_at_the_epoch_it_was_in(job: Job, settings: Settings, store: ObjectStore) -> None:
-    job, records = _with(job, epochs=3), Records()
-    records.die_at = "epoch 3"
+    job, records = _with(job, epochs=3), Records("epoch 3")
     with pytest.raises(KeyboardInterrupt):
         await learn(Workshop(job, settings, store), Registry(), unit=records)
     assert records.called == ["prepare", "epoch 1", "epoch 2"]
@@ -168,6 +179,47 @@ async def test_the_rule_decides_on_promotion(
     learned = await learn(Workshop(job, settings, store), registry, rule)
     assert (learned.promoted, bool(registry.promotions), len(registry.registered)) == (promoted, promoted, 1)
     assert learned.before.perplexity is None
+
+
+async def test_what_was_promoted_meanwhile_is_what_the_new_version_must_beat(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    runs: dict[str, tuple[Workshop, Records]] = {}
+    for run_id, rate in (("weak", 1e-4), ("strong", 1e-3)):
+        started = _with(job, epochs=1, learning_rate=rate).model_copy(update={"run_id": run_id})
+        runs[run_id] = Workshop(started, settings, store), Records("promote")
+        with pytest.raises(KeyboardInterrupt):
+            await learn(runs[run_id][0], Registry(), unit=runs[run_id][1])
+
+    async def promoted(*order: str) -> list[bool]:
+        registry, done = Registry(), list[bool]()
+        for workshop, records in (runs[run_id] for run_id in order):
+            records.die_at = None
+            records.forget("promote")
+            done.append((await learn(workshop, registry, unit=records)).promoted)
+        return done
+
+    assert await promoted("weak", "strong") == [True, True]
+    assert await promoted("strong", "weak") == [True, False]
+
+
+@pytest.mark.parametrize("rule", ["if_better", "always"])
+async def test_a_run_promotes_once(job: Job, settings: Settings, store: ObjectStore, rule: Any) -> None:
+    job, registry, records = _with(job, epochs=1), Registry(), Records()
+    await learn(Workshop(job, settings, store), registry, rule, records)
+    await registry.promote("assistant", 7)
+    resumed = await learn(Workshop(job, settings, store), registry, rule, records)
+    assert resumed.promoted and registry.promotions == [1, 7]
+
+
+async def test_a_run_killed_right_after_it_promoted_has_promoted(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    job, registry, records = _with(job, epochs=1), Registry(), Records()
+    for _ in range(2):
+        learned = await learn(Workshop(job, settings, store), registry, unit=records)
+        assert learned.promoted and registry.promotions == [1]
+        records.forget("promote")
 
 
 async def test_another_type_is_judged_against_the_served_model_in_that_type(
