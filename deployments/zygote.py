@@ -90,19 +90,24 @@ class Zygote:
         self._asked[self._count] = answer
         request = {"id": self._count, "environment": environment, "cwd": str(cwd), "quiet": quiet}
         self._writer.write(json.dumps(request).encode() + b"\n")
-        return await answer
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(_end_unwanted)
+            raise
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         assert self._warm is not None
-        async for line in reader:
-            message = json.loads(line)
-            if "warm" in message:
-                self._warm.set_result(None)
-            elif "id" in message:
-                process = self._running[message["pid"]] = ForkedProcess(message["pid"])
-                self._asked.pop(message["id"]).set_result(process)
-            else:
-                self._running.pop(message["pid"]).end(message["code"])
+        with suppress(ConnectionError):  # how its death looks when it left a request unread
+            async for line in reader:
+                message = json.loads(line)
+                if "warm" in message:
+                    self._warm.set_result(None)
+                elif "id" in message:
+                    process = self._running[message["pid"]] = ForkedProcess(message["pid"])
+                    self._asked.pop(message["id"]).set_result(process)
+                else:
+                    self._running.pop(message["pid"]).end(message["code"])
         self._warm.cancel()
         for answer in self._asked.values():
             answer.set_exception(ConnectionError("The process that starts flow runs has died."))
@@ -110,6 +115,12 @@ class Zygote:
         for process in self._running.values():
             process.signal_group(signal.SIGKILL)
             process.end(-signal.SIGKILL)
+
+
+def _end_unwanted(answer: asyncio.Future[ForkedProcess]) -> None:
+    """End a flow run whose start was given up before the answer came: nobody waits for it."""
+    if answer.exception() is None:
+        answer.result().signal_group(signal.SIGKILL)
 
 
 def fork_zygote() -> Zygote | None:

@@ -103,6 +103,43 @@ print(psutil.pid_exists(process.pid) and psutil.Process(process.pid).status() !=
     ]
 
 
+SLEEPER = "def engine(*_, **__):\n    import time; time.sleep(20)"
+START_GIVEN_UP = """
+import psutil
+ask = lambda: asyncio.create_task(forks.start(environment, Path("/tmp"), quiet=False))
+first = await ask()
+parent = psutil.Process(first.pid).parent()
+parent.suspend()
+given_up = ask()
+while not forks._asked: await asyncio.sleep(0)
+given_up.cancel()
+await asyncio.wait([given_up])
+"""
+
+
+def test_a_start_that_is_given_up_leaves_no_flow_run_and_the_next_one_works() -> None:
+    body = """
+parent.resume()
+last = await asyncio.wait_for(ask(), 10)
+async with asyncio.timeout(10):
+    while len(parent.children()) > 2: await asyncio.sleep(0.02)
+print({child.pid for child in parent.children()} == {first.pid, last.pid})
+last.signal_group(signal.SIGTERM)
+first.signal_group(signal.SIGTERM)
+print(await asyncio.wait_for(first.wait(), 10))"""
+    done = worker(START_GIVEN_UP + body, SLEEPER)
+    assert done.stdout.splitlines() == ["True", "-15", "worker ends"], done.stderr
+
+
+def test_a_start_that_is_given_up_as_the_zygote_dies_does_not_hide_its_death() -> None:
+    body = """
+parent.kill()
+print(await asyncio.wait_for(first.wait(), 10), await forks.is_usable())"""
+    done = worker(START_GIVEN_UP + body, SLEEPER)
+    assert done.stdout.splitlines() == ["-9 False", "worker ends"], done.stderr
+    assert done.stderr == ""
+
+
 def test_imports_that_leave_threads_behind_make_it_unusable() -> None:
     engine = PLAIN + "\nzygote._warm_up = lambda: False"
     assert worker("print(await forks.is_usable())", engine).stdout.splitlines() == ["False", "worker ends"]
