@@ -15,6 +15,7 @@ import psutil
 from deployments import instance
 from timestep.settings import Settings
 
+# Spelled out: storage.block, whose name it is, imports Prefect, and `timestep status` would wait for that.
 STORAGE_BLOCK = "timestep-storage/default"
 
 

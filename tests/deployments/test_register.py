@@ -8,7 +8,9 @@ import pytest
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
+from deployments.environment import STORAGE_BLOCK
 from deployments.register import declared_deployments, load_flow, merge_schedules, module_entrypoint
+from storage.block import DEFAULT_NAME, StorageBlock
 
 NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC", "active": False, "parameters": {"mode": "x"}}
 
@@ -58,3 +60,7 @@ def test_every_declared_entrypoint_is_a_flow_of_what_is_installed() -> None:
         for schedule in deployment["schedules"]:
             assert schedule["active"] is False
             flow.validate_parameters(schedule["parameters"])
+
+
+def test_results_go_to_the_block_that_storage_saves() -> None:
+    assert f"{StorageBlock._block_type_slug}/{DEFAULT_NAME}" == STORAGE_BLOCK
