@@ -15,6 +15,7 @@ from storage.store import ObjectStore
 from timestep.errors import ModelFileError, NotFoundError, UsageError
 from timestep.models.files import check_gguf, local_file
 from timestep.models.gguf import GGUFHeader
+from timestep.models.routing import ModelRouter, is_file
 from timestep.settings import Settings
 
 
@@ -73,6 +74,24 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
             path.write_bytes(b"GGUF" + bytes(range(256)) * 50)
         with pytest.raises(ModelFileError, match=name):
             check_gguf(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "local/"])
+async def test_a_path_in_the_users_home_is_a_file_to_all_who_read_names(
+    prefix: str, tiny_file: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my.gguf").symlink_to(tiny_file)
+    assert is_file(f"{prefix}~/my.gguf")
+    assert await local_file("~/my.gguf", settings) == tmp_path / "my.gguf"
+    served = await ModelRouter(settings, None, None).resolve(f"{prefix}~/my.gguf")
+    assert (served.name, served.path) == ("~/my.gguf", tmp_path / "my.gguf")
+
+
+async def test_the_home_of_nobody_holds_no_file(settings: Settings) -> None:
+    assert not is_file("~nobody-at-all/my.gguf")
+    with pytest.raises(ModelFileError, match="no such file"):
+        await local_file("~nobody-at-all/my.gguf", settings)
 
 
 async def test_a_url_is_fetched_once(web: str, settings: Settings, tiny_file: Path) -> None:

@@ -65,7 +65,7 @@ def test_an_unknown_path_gets_openais_shape(public: Server) -> None:
     assert "/v1/nothing" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("model", ["/etc/model.gguf", "local//etc/model.gguf", "https://example.com/x.gguf"])
+@pytest.mark.parametrize("model", ["/etc/x.gguf", "local//etc/x.gguf", "~/x.gguf", "https://example.com/x.gguf"])
 def test_the_servers_own_files_are_not_for_the_asking(model: str, client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model=model, messages=OCEAN)

@@ -35,6 +35,11 @@ def built_in_file(name: str) -> Path:
     return Path(spec.origin).with_name(file)
 
 
+def own_path(name: str) -> Path:
+    """A name read as a path: ``~`` is the user's home."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - Path.expanduser raises where there is no such user
+
+
 def check_gguf(path: Path) -> None:
     """Raise ModelFileError unless ``path`` is a GGUF file that reaches to the end of its last tensor."""
     try:
@@ -68,7 +73,7 @@ async def local_file(source: str | Reference, settings: Settings, store: ObjectS
 
 def _own_file(source: str) -> Path:
     if source.endswith(".gguf") or "/" in source or os.sep in source:
-        return Path(source).expanduser()
+        return own_path(source)
     return built_in_file(source)
 
 

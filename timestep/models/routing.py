@@ -4,7 +4,7 @@ local/assistant     what the agent 'assistant' serves: its promoted version, els
 local/assistant@3   version 3 of it
 assistant           the same without the prefix
 smollm2-135m-…      a base model: a built-in one, or the one that the settings name
-/models/x.gguf      any GGUF file by its absolute path or URL
+/models/x.gguf      any GGUF file by its absolute path (~ is the user's home) or URL
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from storage.store import ObjectStore
 from timestep.errors import NotFoundError
-from timestep.models.files import BUILT_IN, local_file
+from timestep.models.files import BUILT_IN, local_file, own_path
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
-PREFIX = "local/"
+PREFIX = "local/"  # of a name that the model server answers for
 # Says which version answered; clients of OpenAI's API that drop the response's own field can read it here.
 SERVED_HEADER = "timestep-model"
 
@@ -24,7 +24,7 @@ SERVED_HEADER = "timestep-model"
 def is_file(name: str) -> bool:
     """Whether a model's name is a file's absolute path or URL."""
     name = name.removeprefix(PREFIX)
-    return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and Path(name).is_absolute())
+    return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and own_path(name).is_absolute())
 
 
 @dataclass(frozen=True)
