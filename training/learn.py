@@ -9,6 +9,7 @@ import difflib
 import json
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,7 @@ from timestep.settings import Settings
 from training import dataset as datasets
 from training import finetune
 from training.evaluate import Evaluation, better, evaluate
+from training.lock import locked
 from training.patches import mask_path
 from training.tokenizer import Tokenizer
 from training.toolchain import Toolchain, ensure_toolchain
@@ -161,19 +163,20 @@ class Workshop:
         text, out = self.folder / f"epoch-{number}.txt", self._path(number)
         await asyncio.to_thread(text.write_text, packed.text(recipe.seed + number), encoding="utf-8")
         await asyncio.to_thread(mask_path(text).write_text, packed.mask(recipe.seed + number))
-        result = await finetune.run_epoch(
-            tools,
-            start,
-            text,
-            out,
-            epoch=number,
-            context_length=recipe.context_length,
-            batch=recipe.batch,
-            learning_rate=recipe.learning_rate,
-            optimizer=recipe.optimizer,
-            threads=self.settings.cores,
-            on_progress=self.on_progress,
-        )
+        async with self._cores():
+            result = await finetune.run_epoch(
+                tools,
+                start,
+                text,
+                out,
+                epoch=number,
+                context_length=recipe.context_length,
+                batch=recipe.batch,
+                learning_rate=recipe.learning_rate,
+                optimizer=recipe.optimizer,
+                threads=self.settings.cores,
+                on_progress=self.on_progress,
+            )
         checkpoint = await self.store.put_content(out, prefix=f"checkpoints/{self.job.run_id}", suffix=".gguf")
         await asyncio.to_thread(start.unlink, missing_ok=True)
         return Epoch(result=result, checkpoint=checkpoint)
@@ -223,7 +226,8 @@ class Workshop:
         lines = (await self.store.get(prepared.held_out)).splitlines()
         held_out = [datasets.Conversation.model_validate_json(line) for line in lines]
         context_length = min(self.settings.context_length, finetune.longest_context(model))
-        return await evaluate(model, held_out, context_length=context_length, threads=self.settings.cores)
+        async with self._cores():
+            return await evaluate(model, held_out, context_length=context_length, threads=self.settings.cores)
 
     async def _load(self) -> datasets.Loaded:
         recipe, name = self.job.recipe, self.job.recipe.dataset
@@ -253,6 +257,12 @@ class Workshop:
     async def _keep(self, text: str, prefix: str, suffix: str) -> Reference:
         return await self.store.put_content(
             text.encode(), prefix=prefix, suffix=suffix, content_type="application/json"
+        )
+
+    def _cores(self) -> AbstractAsyncContextManager[None]:
+        """The machine's cores, for one run at a time: llama.cpp gets far slower with more threads than cores."""
+        return locked(
+            self.settings.cache_dir / "cores.lock", lambda: self.say("waiting for the cores: another training has them")
         )
 
     async def _tools(self) -> Toolchain:

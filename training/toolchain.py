@@ -15,11 +15,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import fasteners
 from pydantic import BaseModel, ConfigDict
 
 from timestep.errors import ToolchainError, UsageError
 from timestep.settings import Settings
+from training.lock import locked
 from training.patches import apply_patches, fingerprint
 from training.probe import check_parses_special_tokens
 from training.process import Finished, run_tool
@@ -95,12 +95,10 @@ async def _from_path() -> Toolchain:
 
 
 async def _build_once(settings: Settings, source: str, home: Path, report: Progress) -> None:
-    await asyncio.to_thread(home.parent.mkdir, parents=True, exist_ok=True)
-    lock = fasteners.InterProcessLock(home.parent / f".{home.name}.lock")
-    while not lock.acquire(blocking=False):
+    def wait() -> None:
         report("waiting for another process that builds llama.cpp")
-        await asyncio.sleep(0.5)
-    try:
+
+    async with locked(home.parent / f".{home.name}.lock", wait):
         if _complete(home):
             return
         for leftover in home.parent.glob(f".{home.name}.build-*"):
@@ -115,8 +113,6 @@ async def _build_once(settings: Settings, source: str, home: Path, report: Progr
             await asyncio.to_thread(_install, built, work / "done", home)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
-    finally:
-        lock.release()
 
 
 def _install(built: Path, staged: Path, home: Path) -> None:

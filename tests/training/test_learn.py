@@ -1,8 +1,12 @@
 """A whole training run on the tiny model: what it leaves, how it goes on after a kill, and what it refuses."""
 
+import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -220,6 +224,38 @@ async def test_a_run_killed_right_after_it_promoted_has_promoted(
         learned = await learn(Workshop(job, settings, store), registry, unit=records)
         assert learned.promoted and registry.promotions == [1]
         records.forget("promote")
+
+
+async def test_runs_take_turns_with_the_cores(job: Job, settings: Settings, store: ObjectStore) -> None:
+    said = list[str]()
+    workshop = Workshop(job, settings, store, say=said.append)
+    prepared = await workshop.prepare()
+    for work in (lambda: workshop.epoch(prepared, 1, None), lambda: workshop.before(prepared)):
+        said.clear()
+        with lock_holder(settings.cache_dir / "cores.lock") as other:
+            working = asyncio.ensure_future(work())
+            while not (working.done() or any("waiting for the cores" in line for line in said)):
+                await asyncio.sleep(0.05)
+            assert not working.done(), "it began while another process computes"
+            other.kill()
+            await working
+        assert len([line for line in said if "waiting" in line]) == 1
+
+
+@contextmanager
+def lock_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of ``path`` until it is killed."""
+    code = (
+        "import fasteners, sys, time; lock = fasteners.InterProcessLock(sys.argv[1]);"
+        "lock.acquire() and print(flush=True); time.sleep(600)"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_another_type_is_judged_against_the_served_model_in_that_type(
