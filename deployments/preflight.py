@@ -8,7 +8,6 @@ from pathlib import Path
 
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, UsageError
-from timestep.models.files import built_in_file, check_gguf
 from timestep.settings import Settings
 
 
@@ -56,5 +55,7 @@ def _check_port(host: str, port: int, option: str) -> None:
 
 def _check_model(model: str) -> None:
     """A URL is fetched when the model is first asked for; anything else is a file that must be here."""
+    from timestep.models.files import built_in_file, check_gguf  # slow, and `timestep status` has no use for it
+
     if not model.startswith(("http://", "https://")):
         check_gguf(Path(model) if model.endswith(".gguf") else built_in_file(model))
