@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_file(cls, value: str) -> str:
         is_path = value.endswith(".gguf") and "://" not in value
-        return str(Path(value).expanduser().absolute()) if is_path else value
+        # Not Path.expanduser, which raises where there is no such user.
+        return str(Path(os.path.expanduser(value)).absolute()) if is_path else value  # noqa: PTH111
 
     @cached_property
     def storage(self) -> str:

@@ -139,6 +139,7 @@ async def test_a_model_file_is_meant_from_where_the_command_was_given(
     monkeypatch.setenv("HOME", "/house")
     assert load_settings(model="./x.gguf").model == str(tmp_path / "x.gguf")
     assert load_settings(model="~/x.gguf").model == "/house/x.gguf"
+    assert load_settings(model="~nosuchuser/x.gguf").model == str(tmp_path / "~nosuchuser/x.gguf")
     monkeypatch.setenv("TIMESTEP_MODEL", "x.gguf")
     assert load_settings().environment()["TIMESTEP_MODEL"] == str(tmp_path / "x.gguf")
 
