@@ -9,7 +9,7 @@ import difflib
 import json
 import shutil
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,6 +28,7 @@ from timestep.settings import Settings
 from training import dataset as datasets
 from training import finetune
 from training.evaluate import Evaluation, better, evaluate
+from training.folder import lock_folder, remove_abandoned
 from training.lock import locked
 from training.patches import mask_path
 from training.tokenizer import Tokenizer
@@ -243,16 +244,16 @@ class Workshop:
         return await datasets.load_jsonl(path, name, skip_bad=recipe.skip_bad_lines)
 
     def _pack(self, model: Path, train: list[datasets.Conversation]) -> datasets.Packed:
-        renderer, tokenizer = ChatRenderer.from_file(model), Tokenizer(model)
-        rendered = []
-        for conversation in train:
-            try:
-                rendered.append(datasets.render(conversation, renderer, tokenizer.sequence))
-            except UsageError as error:
-                raise DatasetError(
-                    self.job.recipe.dataset, f"'{conversation.source}' can't be rendered: {error}"
-                ) from error
-        return datasets.pack(rendered, tokenizer, self.job.recipe.context_length, self.job.recipe.dataset)
+        renderer, recipe = ChatRenderer.from_file(model), self.job.recipe
+        with closing(Tokenizer(model)) as tokenizer:
+            rendered = []
+            for conversation in train:
+                try:
+                    rendered.append(datasets.render(conversation, renderer, tokenizer.sequence))
+                except UsageError as error:
+                    why = f"'{conversation.source}' can't be rendered: {error}"
+                    raise DatasetError(recipe.dataset, why) from error
+            return datasets.pack(rendered, tokenizer, recipe.context_length, recipe.dataset)
 
     async def _keep(self, text: str, prefix: str, suffix: str) -> Reference:
         return await self.store.put_content(
@@ -305,11 +306,13 @@ async def learn(
     ``unit(name, request, call)`` returns the recorded JSON of ``call`` for an equal request, or calls it.
     Raises DatasetError, UsageError, TrainingError, ToolchainError or StorageError; nothing is registered then.
     """
-    try:
-        return await _learn(workshop, registry, promote, unit or _always_call)
-    except TimestepError:
-        await workshop.give_up()
-        raise
+    async with lock_folder(workshop.folder, lambda: workshop.say("waiting for another process that has this run")):
+        await asyncio.to_thread(remove_abandoned, workshop.folder)
+        try:
+            return await _learn(workshop, registry, promote, unit or _always_call)
+        except TimestepError:
+            await workshop.give_up()
+            raise
 
 
 async def _learn(workshop: Workshop, registry: ModelRegistry, promote: str, keep: Unit) -> Learned:

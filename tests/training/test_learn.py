@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,8 +24,10 @@ from timestep.errors import DatasetError, TimestepError, TrainingError, UsageErr
 from timestep.models.files import local_file
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
+from training import learn as learning
 from training.finetune import EpochProgress, file_type
 from training.learn import Job, Learned, Recipe, Workshop, learn
+from training.tokenizer import Tokenizer
 
 Write = Callable[[int], Path]
 
@@ -240,6 +244,52 @@ async def test_runs_take_turns_with_the_cores(job: Job, settings: Settings, stor
             other.kill()
             await working
         assert len([line for line in said if "waiting" in line]) == 1
+
+
+async def test_a_run_removes_what_others_left_behind_a_week_ago(
+    job: Job, settings: Settings, store: ObjectStore
+) -> None:
+    day = 24 * 3600
+    folder = Workshop(job, settings, store).folder
+    for name, age in (("killed", 8 * day), ("living", 8 * day), ("recent", 6 * day), (job.run_id, 8 * day)):
+        other = folder.with_name(name)
+        other.mkdir(parents=True)
+        (other / "lock").touch()
+        (other / "epoch-1.gguf").write_bytes(b"")
+        os.utime(other, (time.time() - age,) * 2)
+    with lock_holder(folder.with_name("living") / "lock"), pytest.raises(DatasetError):
+        await learn(Workshop(_with(job, dataset="/nowhere.jsonl"), settings, store), Registry())
+    assert {path.name for path in folder.parent.iterdir()} == {"living", "recent", job.run_id}
+
+
+async def test_a_run_that_another_process_has_waits_for_it(job: Job, settings: Settings, store: ObjectStore) -> None:
+    said = list[str]()
+    workshop = Workshop(_with(job, epochs=1), settings, store, say=said.append)
+    with lock_holder(workshop.folder / "lock") as other:
+        run = asyncio.ensure_future(learn(workshop, Registry()))
+        while not (said or run.done()):
+            await asyncio.sleep(0.05)
+        assert said == ["waiting for another process that has this run"]
+        other.kill()
+        await run
+
+
+async def test_the_tokenizer_is_freed(
+    job: Job, settings: Settings, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = list[Tokenizer]()
+
+    class Watched(Tokenizer):
+        def close(self) -> None:
+            super().close()
+            freed.append(self)
+
+    monkeypatch.setattr(learning, "Tokenizer", Watched)
+    await Workshop(job, settings, store).prepare()
+    assert len(freed) == 1
+    with pytest.raises(DatasetError):
+        await Workshop(_with(job, context_length=1024, validation_split=0.9), settings, store).prepare()
+    assert len(freed) == 2
 
 
 @contextmanager
