@@ -1,9 +1,11 @@
 """From a model's source to a checked file."""
 
 import http.server
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from storage.references import Reference
 from storage.store import ObjectStore
 from timestep.errors import ModelFileError, NotFoundError, UsageError
-from timestep.models.files import check_gguf, local_file
+from timestep.models.files import CACHED, check_gguf, local_file
 from timestep.models.gguf import GGUFHeader
 from timestep.models.routing import ModelRouter, is_file
 from timestep.settings import Settings
@@ -123,3 +125,30 @@ async def test_a_stored_object_comes_out_of_storage_once(tmp_path: Path, setting
     assert await local_file(reference, settings, store) == path
     with pytest.raises(UsageError, match="no storage was given"):
         await local_file(reference.model_copy(update={"sha256": "0" * 64}), settings)
+
+
+async def test_the_cache_keeps_the_files_used_last(tmp_path: Path, settings: Settings, tiny_file: Path) -> None:
+    store = ObjectStore.open(f"local://{tmp_path / 'storage'}")
+    folder = settings.cache_dir / "models"
+    first = await local_file(await store.put_content(tiny_file), settings, store)
+    for number in range(CACHED + 2):
+        (folder / f"{number}.gguf").touch()
+    for age, path in enumerate(sorted(folder.iterdir(), key=lambda path: path == first)):
+        os.utime(path, (time.time() - 7200 - age,) * 2)
+    modified = first.stat().st_mtime_ns
+
+    assert await local_file(await store.put_content(tiny_file), settings, store) == first
+    assert first.stat().st_mtime_ns == modified, "a file that was used is not read again"
+    second = await local_file(await store.put_content(tiny_file.read_bytes() + b"0"), settings, store)
+    left = set(folder.iterdir())
+    assert len(left) == CACHED and {first, second} <= left
+
+
+async def test_the_cache_drops_nothing_of_the_last_hour(tmp_path: Path, settings: Settings, tiny_file: Path) -> None:
+    store = ObjectStore.open(f"local://{tmp_path / 'storage'}")
+    folder = settings.cache_dir / "models"
+    folder.mkdir(parents=True)
+    for number in range(CACHED + 2):
+        (folder / f"{number}.gguf").touch()
+    await local_file(await store.put_content(tiny_file), settings, store)
+    assert len(list(folder.iterdir())) == CACHED + 3

