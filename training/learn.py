@@ -304,7 +304,7 @@ async def learn(
     """Run all units in order, register the new version and promote it by the rule.
 
     ``unit(name, request, call)`` returns the recorded JSON of ``call`` for an equal request, or calls it.
-    Raises DatasetError, UsageError, TrainingError, ToolchainError or StorageError; nothing is registered then.
+    Raises DatasetError, UsageError, TrainingError, ToolchainError or StorageError; nothing is promoted then.
     """
     async with lock_folder(workshop.folder, lambda: workshop.say("waiting for another process that has this run")):
         await asyncio.to_thread(remove_abandoned, workshop.folder)
