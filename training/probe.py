@@ -39,12 +39,13 @@ async def check_parses_special_tokens(finetune: Path) -> None:
         except OSError as error:
             raise ToolchainError(f"'{finetune}' can't be started: {error.strerror}.") from error
     if finished.code != 0:
-        raise ToolchainError(f"'{finetune}' {finished.ending} on a toy model: {finished.tail.splitlines()[-1:]}")
+        said = "".join(finished.tail.splitlines()[-1:]) or "it printed nothing"
+        raise ToolchainError(f"'{finetune}' {finished.ending} on a toy model: {said.rstrip('.')}.")
     seen = {(int(windows), float(loss)) for windows, loss in _PROGRESS.findall(finished.tail)}
     if seen != {(WINDOWS, 0.0)}:
         raise ToolchainError(
             f"'{finetune}' does not train on the tokens that are served (special tokens are plain text to it, its "
-            "windows overlap, or it knows no mask). Let Timestep build its own: TIMESTEP_TOOLCHAIN_SOURCE=sdist"
+            "windows overlap, or it knows no mask)."
         )
 
 

@@ -36,6 +36,7 @@ OPTIONS = {
     "LLAMA_BUILD_SERVER": "OFF",
     "LLAMA_BUILD_APP": "OFF",
 }
+INSTEAD = "Let Timestep build its own: TIMESTEP_TOOLCHAIN_SOURCE=sdist"
 _EXE = ".exe" if sys.platform == "win32" else ""
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
 
@@ -88,9 +89,9 @@ async def _from_path() -> Toolchain:
     found = {name: Path(path) for name in TOOLS if (path := shutil.which(name))}
     for name in ("llama-finetune", "llama-quantize"):
         if name not in found:
-            raise ToolchainError(f"No '{name}' on PATH. Let Timestep build one: TIMESTEP_TOOLCHAIN_SOURCE=sdist")
+            raise ToolchainError(f"No '{name}' on PATH. {INSTEAD}")
     finetune, quantize = found["llama-finetune"], found["llama-quantize"]
-    await check_parses_special_tokens(finetune)
+    await _trust(finetune, "path")
     return Toolchain(finetune=finetune, quantize=quantize, bench=found.get("llama-bench"), version="path")
 
 
@@ -109,10 +110,17 @@ async def _build_once(settings: Settings, source: str, home: Path, report: Progr
             await asyncio.to_thread(apply_patches, tree)
             built = await _build(tree, work, settings.cores, report)
             report("checking llama-finetune on a toy model")
-            await check_parses_special_tokens(built / f"llama-finetune{_EXE}")
+            await _trust(built / f"llama-finetune{_EXE}", source)
             await asyncio.to_thread(_install, built, work / "done", home)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+
+
+async def _trust(finetune: Path, source: str) -> None:
+    try:
+        await check_parses_special_tokens(finetune)
+    except ToolchainError as error:
+        raise ToolchainError(str(error) if source == "sdist" else f"{error} {INSTEAD}") from error
 
 
 def _install(built: Path, staged: Path, home: Path) -> None:

@@ -20,6 +20,7 @@ from timestep.settings import Settings
 from training import toolchain as tools
 from training.toolchain import Toolchain, ensure_toolchain
 
+INSTEAD = "Let Timestep build its own: TIMESTEP_TOOLCHAIN_SOURCE=sdist"
 LITTLE_LLAMA = Path(__file__).with_name("little_llama")
 BUILD = """
 import asyncio, sys
@@ -126,7 +127,7 @@ async def test_tools_on_path_are_used_once_the_probe_trusts_them(
 
 async def test_tools_that_are_not_on_path_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ToolchainError, match="No 'llama-finetune' on PATH"):
+    with pytest.raises(ToolchainError, match=rf"No 'llama-finetune' on PATH\. {INSTEAD}"):
         await ensure_toolchain(_settings(tmp_path, "path"))
 
 
@@ -147,7 +148,7 @@ exec {toolchain.finetune} "$@"
 """
     _install(tmp_path, toolchain, script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    with pytest.raises(ToolchainError, match="does not train on the tokens that are served"):
+    with pytest.raises(ToolchainError, match=rf"does not train on the tokens that are served .*\. {INSTEAD}"):
         await ensure_toolchain(_settings(tmp_path, "path"))
 
 
@@ -156,7 +157,16 @@ async def test_a_finetune_that_does_not_run_is_refused(
 ) -> None:
     _install(tmp_path, toolchain, "#!/bin/sh\necho no such instruction >&2\nkill -ILL $$\n")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    with pytest.raises(ToolchainError, match=r"was killed by SIGILL on a toy model: .*no such instruction"):
+    with pytest.raises(ToolchainError, match=rf"was killed by SIGILL on a toy model: no such instruction\. {INSTEAD}"):
+        await ensure_toolchain(_settings(tmp_path, "path"))
+
+
+async def test_a_finetune_that_cannot_be_started_is_refused(
+    tmp_path: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, toolchain, "#!/nowhere/sh\n")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    with pytest.raises(ToolchainError, match=rf"can't be started: .*\. {INSTEAD}"):
         await ensure_toolchain(_settings(tmp_path, "path"))
 
 
