@@ -226,7 +226,7 @@ def _service(home: Path | None) -> Any:
         return settings
     if not state.ready:
         raise UsageError("The service is still starting. See: timestep status")
-    return settings.model_copy(update={"prefect_api_url": state.urls.prefect_api, "storage_url": state.storage})
+    return _settings(home=home, prefect_api_url=state.urls.prefect_api, storage_url=state.storage)
 
 
 def _step(parameters: dict[str, Any], home: Path | None, as_json: bool, dataset: Path | None = None) -> None:
