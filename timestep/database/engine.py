@@ -36,6 +36,11 @@ class Database:
         self._url = _parse(url)
 
     @property
+    def _shown(self) -> str:
+        """The URL for a message: no password, wherever the URL had it."""
+        return str(self._url.difference_update_query(["password", "sslpassword"]))
+
+    @property
     def prefect_url(self) -> str:
         """URL of Prefect's database, as its server takes it. Holds the password."""
         return self._of(PREFECT).render_as_string(hide_password=False)
@@ -65,7 +70,7 @@ class Database:
                 await session.commit()
             except DBAPIError as error:
                 if error.connection_invalidated:
-                    raise ServiceUnavailableError("database", str(self._url)) from error
+                    raise ServiceUnavailableError("database", self._shown) from error
                 raise
 
     async def create_missing(self) -> None:
@@ -126,9 +131,9 @@ class Database:
         try:
             yield
         except (OSError, asyncpg.CannotConnectNowError) as error:
-            raise ServiceUnavailableError("database", str(self._url)) from error
+            raise ServiceUnavailableError("database", self._shown) from error
         except asyncpg.PostgresError as error:
-            raise UsageError(f"Database '{self._url}' refuses: {error}") from error
+            raise UsageError(f"Database '{self._shown}' refuses: {error}") from error
 
 
 def _parse(url: str) -> URL:
