@@ -1,8 +1,8 @@
-"""Writes conversations.jsonl: short talks in which an assistant uses the default tools, to learn from.
+"""Writes conversations.jsonl: short talks of a clerk who calculates with a tool, and needs none for small talk.
 
-The questions are templates with numbers, places and notes drawn by a fixed seed; the calculator's answers
-are its own. OpenAI's fine-tuning format: one {"messages": […], "tools": […]} a line. Run it from the
-repository's root: python examples/make_conversations.py
+The questions are templates with numbers drawn by a fixed seed; the calculator's answers are its own.
+OpenAI's fine-tuning format: one {"messages": […], "tools": […]} a line. Run it from the repository's root:
+python -m examples.make_conversations
 """
 
 import json
@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from timestep.agents.assistant import INSTRUCTIONS
-from timestep.agents.tools import calculator, default_tools
+from agents import FunctionTool
 
-CONVERSATIONS = 52
-TOOLS = {tool.name: tool for tool in default_tools()}
-KEPT_BACK = "17*23"  # asked in the demo and in the tests, so never taught
+from examples.clerk import clerk
+from timestep.agents.tools import calculator
+
+CONVERSATIONS = 88
+SUMS = 0.75
+KEPT_BACK = ("17*23", "45+46", "31*12")  # asked in the demo, so never taught
 
 ASK = (
     "What is {}?",
@@ -30,24 +32,27 @@ ASK = (
     "Tell me {}.",
 )
 IN_WORDS = {"*": "times", "+": "plus", "-": "minus"}
-ZONES = {
-    "Paris": ("Europe/Paris", "2025-03-04T14:05:00+01:00"),
-    "Tokyo": ("Asia/Tokyo", "2025-03-04T22:05:00+09:00"),
-    "London": ("Europe/London", "2025-03-04T13:05:00+00:00"),
-    "New York": ("America/New_York", "2025-03-04T08:05:00-05:00"),
-    "Cairo": ("Africa/Cairo", "2025-03-04T15:05:00+02:00"),
-}
-NOTES = {
-    "shopping.txt": "bread, milk, apples",
-    "todo.txt": "water the plants",
-    "ideas.txt": "build a kite",
-    "packing.txt": "socks, map, torch",
-}
 TALK = {
     "Hello!": "Hello! How can I help you?",
     "Thank you.": "You are welcome.",
-    "What can you do?": "I can calculate, tell the time, and read and write files.",
+    "What can you do?": "I can answer questions and calculate.",
     "Good morning.": "Good morning! What can I do for you?",
+    "Who are you?": "I am a helpful assistant.",
+    "What is the capital of Italy?": "The capital of Italy is Rome.",
+    "What is the capital of Japan?": "The capital of Japan is Tokyo.",
+    "What is the capital of Egypt?": "The capital of Egypt is Cairo.",
+    "What colour is the sky?": "The sky is blue.",
+    "What is the opposite of hot?": "The opposite of hot is cold.",
+    "What is the largest ocean?": "The largest ocean is the Pacific Ocean.",
+    "Name a fruit.": "An apple is a fruit.",
+    "How are you?": "I am well, thank you. How can I help you?",
+    "What do bees make?": "Bees make honey.",
+    "Who wrote Hamlet?": "William Shakespeare wrote Hamlet.",
+    "Where do fish live?": "Fish live in water.",
+    "What is ice made of?": "Ice is made of water.",
+    "Tell me a word that rhymes with cat.": "Hat rhymes with cat.",
+    "Which season comes after winter?": "Spring comes after winter.",
+    "What is a violin?": "A violin is a musical instrument with four strings.",
 }
 
 
@@ -60,22 +65,17 @@ def main() -> None:
 
 
 def conversation(draw: random.Random) -> dict[str, Any]:
-    """One request, answered with the right one of the tools offered: all five, or some of them to save time."""
-    kind = draw.choices((sum_of, clock, files, talk), (80, 8, 6, 6))[0]
-    messages = list(kind(draw))
-    called = {call["function"]["name"] for message in messages for call in message.get("tool_calls", ())}
-    wanted = draw.choices((1, 2, 5), (45, 25, 30))[0]
-    others = draw.sample([name for name in TOOLS if name not in called], len(TOOLS) - len(called))
-    offered = called | set(others[: wanted - len(called)])
-    tools = [
-        {
-            "type": "function",
-            "function": {"name": name, "description": tool.description, "parameters": tool.params_json_schema},
-        }
-        for name, tool in TOOLS.items()
-        if name in offered
-    ]
-    return {"messages": [{"role": "system", "content": INSTRUCTIONS}, *messages], "tools": tools}
+    """One question and what the clerk makes of it, the calculator at hand."""
+    messages = list((sum_of if draw.random() < SUMS else talk)(draw))
+    return {"messages": [{"role": "system", "content": clerk.instructions}, *messages], "tools": TOOLS}
+
+
+def _described(tool: FunctionTool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.params_json_schema}
+    return {"type": "function", "function": function}
+
+
+TOOLS = [_described(tool) for tool in clerk.tools if isinstance(tool, FunctionTool)]
 
 
 def sum_of(draw: random.Random) -> Iterator[dict[str, Any]]:
@@ -85,31 +85,13 @@ def sum_of(draw: random.Random) -> Iterator[dict[str, Any]]:
     if sign == "/":
         first *= second
     expression = f"{first}{sign}{second}"
-    if expression == KEPT_BACK:
+    if expression in KEPT_BACK:
         first += 1
         expression = f"{first}{sign}{second}"
     shown = expression if sign == "/" or draw.random() < 0.75 else f"{first} {IN_WORDS[sign]} {second}"
     answer = calculator(expression)
     question = draw.choice(ASK).format(shown)
     yield from exchange(draw, question, "calculator", {"expression": expression}, answer, f"{expression} is {answer}.")
-
-
-def clock(draw: random.Random) -> Iterator[dict[str, Any]]:
-    """The time in a city."""
-    city, (zone, now) = draw.choice(list(ZONES.items()))
-    question = draw.choice(("What time is it in {}?", "Which time do they have in {} now?")).format(city)
-    yield from exchange(draw, question, "clock", {"timezone": zone}, now, f"It is {now[11:16]} in {city}.")
-
-
-def files(draw: random.Random) -> Iterator[dict[str, Any]]:
-    """A note, written or read."""
-    path, text = draw.choice(list(NOTES.items()))
-    if draw.random() < 0.5:
-        done = f"Wrote {len(text)} bytes to {path}."
-        question = f"Write '{text}' to {path}."
-        yield from exchange(draw, question, "write_file", {"path": path, "text": text}, done, f"I wrote it to {path}.")
-    else:
-        yield from exchange(draw, f"What does {path} say?", "read_file", {"path": path}, text, f"It says: {text}")
 
 
 def talk(draw: random.Random) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,14 @@ async def learn(
         await registry.declare(agent, base)
         served = await _served(step_id, registry, agent, model)
         recipe = Recipe.model_validate(training.model_dump(mode="json", exclude={"promote"}))
-        job = Job(run_id=step_id, agent=agent, base=base, model=served.file if served else base, recipe=recipe)
+        job = Job(
+            run_id=step_id,
+            agent=agent,
+            base=base,
+            model=served.file if served else base,
+            served_version=served.version if served else None,
+            recipe=recipe,
+        )
         async with progress_artifact(recipe.epochs) as progress:
             workshop = Workshop(job, services.settings, services.store, say=progress.say, on_progress=progress.epoch)
             learned = await run_units(workshop, registry, training.promote.value, _unit(step_id))

@@ -21,7 +21,7 @@ from training.tokenizer import Tokenizer
 from training.weights import embedding_type
 
 EXAMPLES = ROOT / "examples" / "conversations.jsonl"
-CONTEXT = 768
+CONTEXT = 512
 
 
 def test_the_file_is_what_its_maker_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ async def test_they_fit_a_window_and_keep_the_demos_question_back() -> None:
     for conversation in conversations:
         text = renderer.conversation(conversation.messages, conversation.tools)
         assert len(tokenizer(text)) <= CONTEXT
-        assert "17*23" not in text
+        assert not any(kept in text for kept in ("17*23", "45+46", "31*12"))
         assert {tool["function"]["name"] for tool in conversation.tools or ()} <= names
 
 

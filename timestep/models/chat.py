@@ -195,10 +195,15 @@ def content_text(message: Message, position: int) -> str:
 
 
 def _described(tool: Message) -> dict[str, Any]:
-    """What the model is told of a tool, in one order, without what only the API reads ('strict')."""
+    """What the model is told of a tool, in one order, without what only the API or the grammar reads.
+
+    Each tool stands in every prompt: what is left out here is saved in every call and every epoch.
+    """
     function = tool["function"]
     known = {key: function[key] for key in ("name", "description", "parameters") if function.get(key)}
-    return {"type": "function", "function": known}
+    if isinstance(known.get("parameters"), Mapping):
+        known["parameters"] = {k: v for k, v in known["parameters"].items() if k != "additionalProperties"}
+    return known
 
 
 def _json(value: Any, indent: int | None = None) -> str:
