@@ -6,6 +6,8 @@ KEEP=1 leaves the service up, to look around in the Prefect UI.
 
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 from timestep.settings import Settings
 
 HERE = Path(__file__).resolve().parent
+HOME = Settings().home / "demo"
 QUESTIONS = ("What is 17*23?", "How much is 45+46?", "What is 31 times 12?")
 TRAINING = ["--epochs", "1", "--learning-rate", "2.5e-4", "--context-length", "768", "--validation-split", "0.12"]
 
@@ -32,12 +35,10 @@ def port(wanted: int) -> str:
 
 def timestep(*arguments: str, capture: bool = False) -> str:
     """Run the command line on the demo's home, showing the command first."""
-    home = Settings().home / "demo"
-    shown = " ".join(f"'{a}'" if " " in a else a for a in arguments)
-    print(f"\n$ timestep {shown}", flush=True)
+    print(f"\n$ timestep {shlex.join(arguments)}", flush=True)
     environment = os.environ | {"TIMESTEP_TOOLCHAIN": str(Settings().toolchain_dir)}
     done = subprocess.run(
-        [sys.executable, "-m", "timestep", *arguments, "--home", str(home)],
+        [sys.executable, "-m", "timestep", *arguments, "--home", str(HOME)],
         env=environment,
         text=True,
         check=True,
@@ -69,6 +70,8 @@ def shown(output: dict[str, Any]) -> str:
 def main() -> None:
     """The demo."""
     started = time.monotonic()
+    if not (HOME / "run" / "service.json").exists():
+        shutil.rmtree(HOME, ignore_errors=True)  # what an earlier demo learnt would answer "before"
     ports = {"--port": port(8000), "--prefect-port": port(4200)}
     timestep("up", "--detach", "--agents", str(HERE / "clerk.py"), *(part for pair in ports.items() for part in pair))
     try:
@@ -89,7 +92,7 @@ def main() -> None:
         print(f"{time.monotonic() - started:.0f} s in all")
     finally:
         if os.environ.get("KEEP"):
-            print(f"Left running; stop it: timestep down --home {Settings().home / 'demo'}")
+            print(f"Left running; stop it: timestep down --home {HOME}")
         else:
             timestep("down")
 
