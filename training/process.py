@@ -49,19 +49,24 @@ async def run_tool(
     Cancelling the caller, or an error raised by ``on_line``, kills the tool with all it started.
     Raises FileNotFoundError or PermissionError where the tool can't be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=cwd,
-        start_new_session=True,
-        preexec_fn=_die_with_parent if _libc else None,
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *map(str, command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if _libc else None,
+        )
     )
     try:
+        # Shielded: asyncio ends a start that is cancelled by killing the tool, but not what it has started by then.
+        process = await asyncio.shield(starting)
         tail = await _read(process, on_line, log)
         return Finished(await process.wait(), tail)
     finally:
+        process = await starting
         if process.returncode is None:
             _kill_group(process)
             await asyncio.shield(process.wait())

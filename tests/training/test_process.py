@@ -44,6 +44,18 @@ async def test_cancelling_kills_the_tool_and_what_it_started(tmp_path: Path) -> 
     assert await _all_gone(map(int, pids.read_text().split()))
 
 
+async def test_cancelling_at_the_start_kills_what_the_tool_has_started_by_then(tmp_path: Path) -> None:
+    for number in range(20):
+        pids = tmp_path / str(number)
+        running = asyncio.create_task(run_tool(["sh", "-c", f"sleep 300 & echo $! $$ > {pids}; wait"]))
+        while not pids.exists() or not pids.read_text().strip():
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert await _all_gone(map(int, pids.read_text().split()))
+
+
 async def test_an_error_of_the_reader_kills_the_tool() -> None:
     def refuse(line: str) -> None:
         raise ValueError(line)
