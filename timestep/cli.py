@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# Of progress, where stderr is a log and not a terminal.
+SECONDS_BETWEEN_LINES = 15.0
 
 Home = Annotated[Path | None, typer.Option(help="Folder that holds everything.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result alone, as JSON, on stdout.")]
@@ -293,6 +297,7 @@ class _Display:
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True
         )
         self._row = self._bar.add_task("starting", total=None)
+        self._printed = 0.0
 
     def __enter__(self) -> "_Display":
         # Only where someone watches: a log gets the tasks' lines.
@@ -308,7 +313,8 @@ class _Display:
 
     def progress(self, percent: float, text: str) -> None:
         self._bar.update(self._row, total=100, completed=percent, description=text)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
             self._console.print(f"  {text}", style="dim")
 
     def task(self, task: Any) -> None:
