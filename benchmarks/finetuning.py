@@ -13,7 +13,7 @@ from training.learn import Job, Recipe, Workshop
 from training.toolchain import ensure_toolchain
 
 ROUNDS = 3
-WINDOWS = 6
+WINDOWS = 12
 CONTEXT = 256
 CONVERSATIONS = Path(__file__).resolve().parents[1] / "examples" / "conversations.jsonl"
 

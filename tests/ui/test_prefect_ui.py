@@ -80,11 +80,18 @@ async def test_form_runs_a_step_in_training_mode(page: Page, service: Service, s
     await open_form(page, service)
     await field(page, "Agent").locator("textarea").fill("pupil")
     await select(page, "Mode", "training")
-    await field(page, "Dataset").locator("textarea").fill(str(service.dataset))
     if screenshots:
+        await page.get_by_text("Run Name").scroll_into_view_if_needed()
         await page.screenshot(path=screenshots / "form.png")
+    await field(page, "Dataset").locator("textarea").fill(str(service.dataset))
     run = await submit(page, service)
     await expect_completed(page, service, run, "summary", "loss-curve", "training")
     if screenshots:
         await page.wait_for_timeout(3 * SECONDS)
         await page.screenshot(path=screenshots / "trained.png")
+    await page.get_by_text("loss-curve", exact=True).first.click()
+    picture = page.locator("img[src^='data:image/svg+xml']").first
+    await expect(picture).to_be_visible(timeout=20 * SECONDS)
+    assert await picture.evaluate("image => image.naturalWidth") > 100
+    if screenshots:
+        await page.screenshot(path=screenshots / "loss-curve.png")
