@@ -94,4 +94,5 @@ async def test_form_runs_a_step_in_training_mode(page: Page, service: Service, s
     await expect(picture).to_be_visible(timeout=20 * SECONDS)
     assert await picture.evaluate("image => image.naturalWidth") > 100
     if screenshots:
+        await page.wait_for_timeout(3 * SECONDS)
         await page.screenshot(path=screenshots / "loss-curve.png")
