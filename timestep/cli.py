@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -280,7 +281,9 @@ async def _follow(settings: Any, deployment: str, parameters: dict[str, Any], fi
 async def _upload(settings: Any, parameters: dict[str, Any], keys: tuple[str, ...], path: Path) -> None:
     from storage.store import ObjectStore
 
-    reference = await ObjectStore.open(settings.storage).put_content(path, prefix="uploads", suffix=path.suffix)
+    # The name stays in the key, so that what is said of the object is said of the caller's file.
+    name = re.sub(r"[^\w.-]", "_", path.name)
+    reference = await ObjectStore.open(settings.storage).put_content(path, prefix="uploads", suffix=f"-{name}")
     for key in keys[:-1]:
         parameters = parameters[key]
     parameters[keys[-1]] = reference.key
