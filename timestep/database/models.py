@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, ForeignKeyConstraint, UniqueConstraint, func
+from sqlalchemy import BigInteger, DateTime, ForeignKey, ForeignKeyConstraint, Identity, Index, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -46,3 +46,113 @@ class ModelVersionRow(Base):
     origin: Mapped[str | None]
     evaluation: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class StepRow(Base):
+    """The lease on a step: the attempt (a process) that may act for it, and when that last said that it lives.
+
+    ``crashes`` counts the processes that died without having finished a unit since the one before.
+    """
+
+    __tablename__ = "steps"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    crashes: Mapped[int] = mapped_column(server_default="0")
+    holder: Mapped[str | None]
+    heartbeat_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    accept_changes: Mapped[bool] = mapped_column(server_default="false")
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class UnitRow(Base):
+    """A model call, a tool call or an epoch of a step: begun (``result`` is not there yet) or finished.
+
+    ``fingerprint`` is of the request; ``once`` says that the call, cut in the middle, must not run again by itself.
+    A result above a size is an object in storage, and ``result_reference`` says which.
+    """
+
+    __tablename__ = "units"
+
+    step_id: Mapped[str] = mapped_column(
+        ForeignKey("steps.id", name="units_step_id_fkey", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    fingerprint: Mapped[str]
+    attempt: Mapped[int]
+    once: Mapped[bool] = mapped_column(server_default="false")
+    request: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    result: Mapped[Any | None] = mapped_column(JSONB)
+    result_reference: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class ApprovalRow(Base):
+    """A call that waits for a person, and what the person decided; ``status`` is pending, decided or consumed.
+
+    ``digest`` is of the tool and its arguments: a decision counts for that call and no other.
+    """
+
+    __tablename__ = "approvals"
+
+    step_id: Mapped[str] = mapped_column(
+        ForeignKey("steps.id", name="approvals_step_id_fkey", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    call_id: Mapped[str]
+    agent: Mapped[str]
+    tool: Mapped[str]
+    arguments: Mapped[str]
+    digest: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    verdict: Mapped[str | None]
+    text: Mapped[str | None]
+    always: Mapped[bool] = mapped_column(server_default="false")
+    decided_by: Mapped[str | None]
+    decided_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    consumed_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    deadline_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    default_verdict: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class EventRow(Base):
+    """Something that happened in a step, for those who watch it live; ``id`` grows within a step."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_step_id_id_idx", "step_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    step_id: Mapped[str]
+    type: Mapped[str]
+    position: Mapped[str | None]
+    data: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class TurnRow(Base):
+    """A step's place in the queue of its session; gone when the step has ended."""
+
+    __tablename__ = "turns"
+    __table_args__ = (Index("turns_session_id_number_idx", "session_id", "number"),)
+
+    step_id: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str]
+    number: Mapped[int] = mapped_column(BigInteger, Identity())
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class RunStateRow(Base):
+    """The state of a run that a library's caller put aside, by session."""
+
+    __tablename__ = "run_states"
+
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    agent: Mapped[str]
+    version: Mapped[str]
+    state: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
