@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from enum import StrEnum
 
 from pydantic import BaseModel
@@ -57,8 +58,6 @@ Decide = Callable[[list[PendingCall]], Awaitable[dict[str, Decision]]]
 
 def call_digest(tool: str, arguments: str) -> str:
     """sha256 (hex) of a tool's name and its arguments, whose spelling as JSON doesn't matter."""
-    try:
+    with suppress(ValueError):  # no JSON: the text as it is
         arguments = json.dumps(json.loads(arguments), sort_keys=True, separators=(",", ":"))
-    except ValueError:
-        pass  # no JSON: the text as it is
     return hashlib.sha256(f"{tool}\n{arguments}".encode()).hexdigest()

@@ -10,7 +10,7 @@ down_revision = "0001"
 
 def _time(name: str, *, now: bool = False) -> sa.Column[object]:
     default = {"server_default": sa.func.now(), "nullable": False} if now else {"nullable": True}
-    return sa.Column(name, sa.DateTime(timezone=True), **default)  # type: ignore[arg-type]
+    return sa.Column(name, sa.DateTime(timezone=True), **default)
 
 
 def _text(*names: str, nullable: bool = False) -> list[sa.Column[str]]:
