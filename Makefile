@@ -5,13 +5,19 @@ UV := .uv/bin/uv
 RUN := .venv/bin/python
 TESTS ?= tests
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test test-long check bench chaos lock clean
 
 demo: .venv/.ready  ## the whole service: one step thinks, the same step learns, and thinks again
 	@$(RUN) examples/demo.py
 
 test: .venv/.ready  ## the whole suite on real parts; what can't run here skips with its reason
 	@$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+
+test-long: .venv/.ready  ## what takes minutes
+	@$(RUN) -m pytest $(TESTS) -m long $(PYTEST_ARGS)
+
+chaos: .venv/.ready  ## 40 kills of processes, servers, the database and the whole, and what was lost: the table in the README
+	@$(RUN) -m tests.chaos $(KILLS) $(SEED)
 
 check: .venv/.ready  ## format, lint, strict types
 	@.venv/bin/ruff format --check .

@@ -1,0 +1,21 @@
+"""``python -m tests.chaos [KILLS] [SEED]``: a long campaign; prints its table and fails where anything was lost."""
+
+import asyncio
+import sys
+
+from tests.chaos.campaign import Campaign, Counts
+from tests.chaos.stack import running_stack
+
+
+async def main(kills: int, seed: int) -> Counts:
+    """Run it on a stack of its own."""
+    async with running_stack() as stack:
+        return await Campaign(stack, kills, seed).run()
+
+
+if __name__ == "__main__":
+    arguments = [int(argument) for argument in sys.argv[1:]]
+    counts = asyncio.run(main(*(arguments + [40, 1][len(arguments) :])))
+    print(counts.table())
+    bad = counts.lost, counts.model_calls_repeated, counts.tool_calls_repeated, counts.once_run_again
+    sys.exit(any(bad))
