@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,17 +10,10 @@ from pathlib import Path
 
 from benchmarks.figure import Bench
 from deployments.environment import service_environment
-from deployments.local import down, status
+from deployments.local import down, free_port, status
 from timestep.settings import Settings, load_settings
 
 AGENTS = Path(__file__).with_name("agents_file.py")
-
-
-def free_port() -> int:
-    """A port nobody listens on at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @asynccontextmanager

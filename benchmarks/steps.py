@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.figure import Bench, Figure, median, spread
-from benchmarks.service import free_port
+from deployments.local import free_port
 
 RUNS = 15
 WARM_UP = 3

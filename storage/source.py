@@ -38,10 +38,6 @@ class Source:
             while chunk := file.read(CHUNK):
                 yield chunk
 
-    def read(self) -> bytes:
-        """All the bytes at once."""
-        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
-
     def sha256(self) -> str:
         """SHA-256 of the bytes, in hexadecimal."""
         digest = hashlib.sha256()

@@ -14,8 +14,9 @@ from pathlib import Path
 import asyncpg
 import psutil
 
+from deployments.local import free_port
 from deployments.state import ServiceState, load_state
-from tests.conftest import environment, free_port
+from tests.conftest import environment
 from tests.tiny_model import tiny_model
 from timestep.settings import Settings
 

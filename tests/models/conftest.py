@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import ROOT, environment, free_port
+from deployments.local import free_port
+from tests.conftest import ROOT, environment
 from tests.tiny_model import tiny_model
 from timestep.models.engine import LlamaEngine
 from timestep.models.files import built_in_file
