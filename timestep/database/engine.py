@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Connection, text
@@ -72,6 +73,19 @@ class Database:
                 if error.connection_invalidated:
                     raise ServiceUnavailableError("database", self._shown) from error
                 raise
+
+    async def connect(self, **options: Any) -> asyncpg.Connection:
+        """A connection to our database outside the pool, the caller's to close; ``options`` are asyncpg's.
+
+        For what needs one roundtrip a statement, or a connection of its own: each statement commits by itself.
+
+        Raises:
+            ServiceUnavailableError: the server can't be reached.
+        """
+        (_, arguments) = self.engine.dialect.create_connect_args(self._of(TIMESTEP))
+        arguments.pop("prepared_statement_cache_size", None)
+        with self._reached():
+            return await asyncpg.connect(**arguments, **options)
 
     async def create_missing(self) -> None:
         """Creates the databases 'prefect' and 'timestep' where they are missing. Safe to do twice at once.

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, ForeignKeyConstraint, Identity, Index, UniqueConstraint, func
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, ForeignKeyConstraint, Identity, Index, UniqueConstraint, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -69,7 +69,8 @@ class UnitRow(Base):
     """A model call, a tool call or an epoch of a step: begun (``result`` is not there yet) or finished.
 
     ``fingerprint`` is of the request; ``once`` says that the call, cut in the middle, must not run again by itself.
-    A result above a size is an object in storage, and ``result_reference`` says which.
+    A result above a size is an object in storage, and ``result_reference`` says which. Requests and results are
+    JSON as text, not JSONB, which would spell numbers anew, drop the order of keys and refuse NUL characters.
     """
 
     __tablename__ = "units"
@@ -83,8 +84,8 @@ class UnitRow(Base):
     fingerprint: Mapped[str]
     attempt: Mapped[int]
     once: Mapped[bool] = mapped_column(server_default="false")
-    request: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
-    result: Mapped[Any | None] = mapped_column(JSONB)
+    request: Mapped[Any | None] = mapped_column(JSON)
+    result: Mapped[Any | None] = mapped_column(JSON)
     result_reference: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     finished_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
@@ -121,13 +122,16 @@ class ApprovalRow(Base):
 
 
 class EventRow(Base):
-    """Something that happened in a step, for those who watch it live; ``id`` grows within a step."""
+    """Something that happened in a step, for those who watch it live; ``id`` grows within a step.
+
+    The writer gives the ids, so that a write whose outcome it never learnt is repeated without being doubled.
+    """
 
     __tablename__ = "events"
-    __table_args__ = (Index("events_step_id_id_idx", "step_id", "id"),)
+    __table_args__ = (Index("events_created_at_idx", "created_at", postgresql_using="brin"),)
 
-    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    step_id: Mapped[str]
+    step_id: Mapped[str] = mapped_column(primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     type: Mapped[str]
     position: Mapped[str | None]
     data: Mapped[dict[str, Any]] = mapped_column(JSONB)

@@ -44,8 +44,8 @@ def upgrade() -> None:
         *_text("kind", "name", "fingerprint"),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("once", sa.Boolean(), server_default="false", nullable=False),
-        sa.Column("request", postgresql.JSONB()),
-        sa.Column("result", postgresql.JSONB()),
+        sa.Column("request", postgresql.JSON()),
+        sa.Column("result", postgresql.JSON()),
         sa.Column("result_reference", postgresql.JSONB()),
         _time("started_at", now=True),
         _time("finished_at"),
@@ -68,13 +68,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "events",
-        sa.Column("id", sa.BigInteger(), sa.Identity(), primary_key=True),
-        *_text("step_id", "type"),
+        _key("step_id"),
+        sa.Column("id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        *_text("type"),
         *_text("position", nullable=True),
         sa.Column("data", postgresql.JSONB(), nullable=False),
         _time("created_at", now=True),
     )
-    op.create_index("events_step_id_id_idx", "events", ["step_id", "id"])
+    op.create_index("events_created_at_idx", "events", ["created_at"], postgresql_using="brin")
     op.create_table(
         "turns",
         _key("step_id"),
