@@ -11,8 +11,9 @@ from flows.progress import progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
+from timestep.agents.ledger import Begin, Ledger, open_ledger
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
-from timestep.agents.units import unit, unit_key
+from timestep.agents.units import fingerprint, unit
 from timestep.database.engine import Database
 from timestep.errors import TrainingError, UsageError
 from timestep.models.registry import ModelRegistry, ModelVersion
@@ -33,14 +34,34 @@ async def learn(
         TrainingError: the trainer crashed, diverged or ran out of disk.
     """
     base = _base(services, agent, model)
+    async with open_ledger(services.settings, services.store, step_id) as ledger:
+        served, learned = await _train(ledger, agent, base, model, training, services)
+        output = _output(step_id, agent, served, learned)
+        picture = loss_curve_svg(learned.curve)
+        stored = await services.store.put(f"steps/{step_id}/loss.svg", picture, content_type="image/svg+xml")
+        output.artifacts["loss_curve"] = stored
+        await ledger.check()
+        await publish(services.store, output, summary=report.training_summary(output))
+        await acreate_image_artifact(
+            image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
+            key="loss-curve",
+            description="Training loss",
+        )
+    return output
+
+
+async def _train(
+    ledger: Ledger, agent: str, base: str, model: str | None, training: TrainingSettings, services: Services
+) -> tuple[ModelVersion | None, Learned]:
+    """The training's units: the version it started from, None for the base, and what was learned."""
     database = _database(services)
     try:
         registry = ModelRegistry(database)
         await registry.declare(agent, base)
-        served = await _served(step_id, registry, agent, model)
+        served = await _served(ledger, registry, agent, model)
         recipe = Recipe.model_validate(training.model_dump(mode="json", exclude={"promote"}))
         job = Job(
-            run_id=step_id,
+            run_id=ledger.step_id,
             agent=agent,
             base=base,
             model=served.file if served else base,
@@ -49,24 +70,13 @@ async def learn(
         )
         async with progress_artifact(recipe.epochs) as progress:
             workshop = Workshop(job, services.settings, services.store, say=progress.say, on_progress=progress.epoch)
-            learned = await run_units(workshop, registry, training.promote.value, _unit(step_id))
+            return served, await run_units(workshop, registry, training.promote.value, _unit(ledger))
     except TrainingError as error:
         if error.log:
             get_run_logger().error("llama.cpp's last output:\n%s", error.log)
         raise
     finally:
         await database.close()
-    output = _output(step_id, agent, served, learned)
-    picture = loss_curve_svg(learned.curve)
-    stored = await services.store.put(f"steps/{step_id}/loss.svg", picture, content_type="image/svg+xml")
-    output.artifacts["loss_curve"] = stored
-    await publish(services.store, output, summary=report.training_summary(output))
-    await acreate_image_artifact(
-        image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
-        key="loss-curve",
-        description="Training loss",
-    )
-    return output
 
 
 def _base(services: Services, agent: str, model: str | None) -> str:
@@ -88,7 +98,7 @@ def _database(services: Services) -> Database:
     return Database(services.settings.database_url)
 
 
-async def _served(step_id: str, registry: ModelRegistry, agent: str, model: str | None) -> ModelVersion | None:
+async def _served(ledger: Ledger, registry: ModelRegistry, agent: str, model: str | None) -> ModelVersion | None:
     """The version that training starts from; recorded, since another run may promote before this one resumes."""
     version = (model or "").partition("@")[2]
 
@@ -101,15 +111,15 @@ async def _served(step_id: str, registry: ModelRegistry, agent: str, model: str 
             found = await registry.promoted(agent)
         return found and found.model_dump(mode="json")
 
-    recorded = await unit("training", "served version", unit_key(step_id, "training/served", model), call)
+    recorded = await unit(ledger, Begin("training/served", "training", "served version", fingerprint(model)), call)
     return None if recorded is None else ModelVersion.model_validate(recorded)
 
 
-def _unit(step_id: str) -> Callable[[str, Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]:
+def _unit(ledger: Ledger) -> Callable[[str, Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]:
     async def keep(name: str, request: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         kind = "epoch" if name.startswith("epoch") else "training"
-        key = unit_key(step_id, f"training/{name.replace(' ', '-')}", request)
-        return await unit(kind, name, key, call)
+        position = f"training/{name.replace(' ', '-')}"
+        return await unit(ledger, Begin(position, kind, name, fingerprint(request)), call)
 
     return keep
 

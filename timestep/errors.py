@@ -8,6 +8,7 @@ next step. The command line prints that line and exits 1; the server maps ``stat
     │   └── DatasetError            400  a line of a dataset, or a dataset as a whole
     ├── NotFoundError               404  an agent, model, tool or object with no such name
     ├── ConflictError               409  a second service on one home, a taken port
+    │   └── UnitChangedError        409  a step started again, whose code asks something else than before
     ├── AgentFileError              400  an agents file that does not import
     ├── ModelFileError              400  a file that is no GGUF, or a truncated one
     ├── StorageError                503  storage that can't be reached, or refuses
@@ -71,6 +72,20 @@ class ConflictError(TimestepError):
 
     status = 409
     code = "conflict"
+
+
+class UnitChangedError(ConflictError):
+    """A step started again asks something else at a position than what is recorded there: the code changed."""
+
+    code = "unit_changed"
+
+    def __init__(self, step_id: str, position: str, recorded: str) -> None:
+        super().__init__(
+            f"Step '{step_id}' asks something else at '{position}' than the {recorded} recorded there: its code "
+            f"changed in between. Start it with the code of before, or go on from the record: "
+            f"timestep resume {step_id} --accept-changes"
+        )
+        self.step_id, self.position = step_id, position
 
 
 class AgentFileError(TimestepError):

@@ -9,7 +9,7 @@ import pytest
 from agents import ModelSettings
 
 from timestep.agents.durable import DurableStep, run_durably
-from timestep.agents.units import fingerprint, unit_key
+from timestep.agents.units import fingerprint
 
 
 @pytest.fixture
@@ -43,16 +43,6 @@ async def test_original_agents_are_left_as_they_are(agents_module: ModuleType) -
     before = (planner.model, list(planner.tools), planner.tools[0].on_invoke_tool)
     await positions(agents_module, "planner")
     assert (planner.model, list(planner.tools), planner.tools[0].on_invoke_tool) == before
-
-
-def test_keys_tell_steps_positions_and_requests_apart() -> None:
-    keys = {
-        unit_key("a", "x/0", {"q": 1}),
-        unit_key("b", "x/0", {"q": 1}),
-        unit_key("a", "x/1", {"q": 1}),
-        unit_key("a", "x/0", {"q": 2}),
-    }
-    assert len(keys) == 4
 
 
 def test_fingerprint_is_of_the_json_not_of_its_order() -> None:

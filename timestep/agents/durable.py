@@ -24,7 +24,8 @@ from agents.tool import Tool
 from openai.types.responses import Response, ResponseCompletedEvent, ResponseFunctionToolCall
 from pydantic import BaseModel, TypeAdapter
 
-from timestep.agents.units import unit, unit_key
+from timestep.agents.ledger import Begin, Ledger, MemoryLedger
+from timestep.agents.units import fingerprint, unit
 from timestep.errors import TimestepError
 from timestep.models.providers import answered
 
@@ -51,6 +52,7 @@ class DurableStep:
 
     step_id: str
     resolve: ResolveModel
+    ledger: Ledger = field(default_factory=MemoryLedger)
     calls: list[CallRecord] = field(default_factory=list)
     tools: list[dict[str, Any]] = field(default_factory=list)
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -208,7 +210,7 @@ class DurableModel(Model):
             run.step.tools = [dict(tool) for tool in offered]
             run.step.messages = _messages(system_instructions, input)
         name = f"{self._agent} {run.turn}: {self.name}"
-        recorded = await unit("model-call", name, unit_key(run.step.step_id, position, request), call)
+        recorded = await unit(run.step.ledger, Begin(position, "model-call", name, fingerprint(request)), call)
         response, record.name = _response.validate_python(recorded["response"]), recorded["model"]
         record.usage = {"input_tokens": response.usage.input_tokens, "output_tokens": response.usage.output_tokens}
         run.step.calls.append(record)
@@ -257,7 +259,7 @@ def _durable_tool(tool: Tool) -> Tool:
 
         request = {"tool": tool.name, "arguments": arguments}
         try:
-            output = await unit("tool-call", tool.name, unit_key(run.step.step_id, position, request), call)
+            output = await unit(run.step.ledger, Begin(position, "tool-call", tool.name, fingerprint(request)), call)
         finally:
             run.step.calls.append(record)
         if not run.path:

@@ -14,10 +14,11 @@ from storage.references import Reference
 from storage.store import ObjectStore
 from storage.traces import TraceStore
 from timestep.agents.durable import DurableStep, run_durably
+from timestep.agents.ledger import Begin, Ledger, open_ledger
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.tools import StepContext
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice, Usage
-from timestep.agents.units import unit, unit_key
+from timestep.agents.units import fingerprint, unit
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UsageError
 from timestep.models.files import BUILT_IN
@@ -65,7 +66,8 @@ async def think(
         "model": request.model,
     }
     try:
-        output = await _run(request, settings, store, registry, step)
+        async with open_ledger(settings, store, request.step_id) as step.ledger:
+            output = await _run(request, settings, store, registry, step)
     except BaseException as error:
         trace |= {"status": "failed" if isinstance(error, Exception) else "cancelled", "error": f"{error}"}
         try:
@@ -90,7 +92,7 @@ async def _run(
     context = StepContext(request.step_id, agent.name, store, workspace=f"workspaces/{agent.name}")
     items: list[Any] = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     try:
-        async with _Session(request, settings) as session:
+        async with _Session(request, settings, step.ledger) as session:
             result = await run_durably(
                 step,
                 agent,
@@ -204,8 +206,8 @@ async def _write(trace: dict[str, Any], step: DurableStep, store: ObjectStore, s
 class _Session:
     """A conversation over steps; read and extended as units, so that a step run again adds nothing twice."""
 
-    def __init__(self, request: Thinking, settings: Settings) -> None:
-        self._request, self._settings = request, settings
+    def __init__(self, request: Thinking, settings: Settings, ledger: Ledger) -> None:
+        self._request, self._settings, self._ledger = request, settings, ledger
         self._session: SQLAlchemySession | None = None
         self._before = 0
 
@@ -237,7 +239,7 @@ class _Session:
                 items = await session.get_items()
             return [dict(item) for item in items]
 
-        recorded = await unit("tool-call", "session: read", self._key("session/read"), call)
+        recorded = await unit(self._ledger, self._begin("session/read"), call)
         self._before = len(recorded)
         return list(recorded)
 
@@ -254,7 +256,7 @@ class _Session:
                 await session.add_items(items)
             return len(items)
 
-        await unit("tool-call", "session: add", self._key("session/add"), call)
+        await unit(self._ledger, self._begin("session/add"), call)
 
-    def _key(self, position: str) -> str:
-        return unit_key(self._request.step_id, position, self._request.session_id)
+    def _begin(self, position: str) -> Begin:
+        return Begin(position, "tool-call", position.replace("/", ": "), fingerprint(self._request.session_id))

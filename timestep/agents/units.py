@@ -1,38 +1,81 @@
-"""One persisted unit: a model call, a tool call or an epoch, run as a Prefect task whose result is kept.
+"""One unit: a model call, a tool call or an epoch. Recorded in the step's ledger, shown as a Prefect task.
 
-A unit's key is its step, its position in the step and a fingerprint of its request *as JSON*. Live
-objects are never hashed: their hashes change between processes and can collide between tenants. When
-the same flow run starts again, a finished unit answers from storage and is not executed.
+The ledger decides whether a unit runs; Prefect shows it, and keeps no result of its own. A unit answered from the
+record makes no task run.
 """
 
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from datetime import date, datetime
+from pathlib import PurePath
 from typing import Any
+from uuid import UUID
 
 from prefect import task
+from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
+from pydantic import BaseModel
+
+from timestep.agents.ledger import Begin, Ledger
 
 Call = Callable[[], Awaitable[Any]]
+KINDS = ("model-call", "tool-call", "epoch", "training")
 
 # The live part of a unit travels beside Prefect's parameters, which would be visited and hashed.
-_call: ContextVar[Call] = ContextVar("unit_call")
+_work: ContextVar[Callable[[], Awaitable[None]]] = ContextVar("unit_work")
 
 
 def fingerprint(request: Any) -> str:
     """sha256 (hex, 32 digits) of a request's canonical JSON; equal requests, equal text, any process."""
-    text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    text = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def unit_key(step_id: str, position: str, request: Any) -> str:
-    """Storage key under which the unit's result is recorded, below the result block's own prefix."""
-    return f"steps/{step_id}/units/{position}-{fingerprint(request)}"
+def _plain(value: Any) -> Any:
+    """JSON of what often stands in a request. A live object is its type: its text may hold an address."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, UUID | PurePath | datetime | date):
+        return str(value)
+    return f"<{type(value).__module__}.{type(value).__qualname__}>"
 
 
-async def _execute(key: str, name: str) -> Any:
-    return await _call.get()()
+async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
+    """The unit's result: from the record where it had finished, else what ``call`` makes; it must be JSON.
+
+    An exception of ``call`` is not recorded: the unit runs again when the step does. Outside a flow run there is no
+    Prefect to show it to, and the call is simply made and recorded.
+
+    Raises:
+        UnitChangedError: another request is recorded at this position.
+        ConflictError: the call may not run: no decision of a person lets it.
+    """
+    recorded = await ledger.begin(begin)
+    if recorded is not None:
+        return recorded.result
+    results: list[Any] = []
+
+    async def work() -> None:
+        result = await call()
+        # Within the task: what Prefect shows as completed is on the record.
+        await ledger.finish(begin.position, result)
+        results.append(result)
+
+    if FlowRunContext.get() is None:
+        await work()
+    else:
+        token = _work.set(work)
+        try:
+            await _tasks[begin.kind](name=begin.name)
+        finally:
+            _work.reset(token)
+    return results[0]
+
+
+async def _execute(name: str) -> None:
+    await _work.get()()
 
 
 # One task per kind, so that the Prefect UI can tell them apart and a user can limit each by its tag.
@@ -41,30 +84,9 @@ _tasks = {
         name=kind,
         task_run_name="{name}",
         tags=[kind],
-        cache_key_fn=lambda _, parameters: str(parameters["key"]),
-        persist_result=True,
-        result_serializer="json",
+        cache_policy=NO_CACHE,
+        persist_result=False,
         log_prints=False,
     )(_execute)
-    for kind in ("model-call", "tool-call", "epoch", "training")
+    for kind in KINDS
 }
-
-
-async def unit(kind: str, name: str, key: str, call: Call) -> Any:
-    """Run ``call`` once per key; its result must be JSON.
-
-    Args:
-        kind: ``model-call``, ``tool-call``, ``epoch`` or ``training``.
-        name: What the Prefect UI shows for this task run.
-        key: From :func:`unit_key`.
-        call: Makes the result. Its exception is not recorded: the unit runs again when the step does.
-
-    Outside a flow run there is nothing to resume, and the call is simply made.
-    """
-    if FlowRunContext.get() is None:
-        return await call()
-    token = _call.set(call)
-    try:
-        return await _tasks[kind](key=key, name=name)
-    finally:
-        _call.reset(token)

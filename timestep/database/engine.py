@@ -37,7 +37,7 @@ class Database:
         self._url = _parse(url)
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
         """The URL for a message: no password, wherever the URL had it."""
         return str(self._url.difference_update_query(["password", "sslpassword"]))
 
@@ -71,7 +71,7 @@ class Database:
                 await session.commit()
             except DBAPIError as error:
                 if error.connection_invalidated:
-                    raise ServiceUnavailableError("database", self._shown) from error
+                    raise ServiceUnavailableError("database", self.shown) from error
                 raise
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
@@ -144,10 +144,10 @@ class Database:
         """Names the server that a connection could not be made to, and why where it answered."""
         try:
             yield
-        except (OSError, asyncpg.CannotConnectNowError) as error:
-            raise ServiceUnavailableError("database", self._shown) from error
+        except (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
+            raise ServiceUnavailableError("database", self.shown) from error
         except asyncpg.PostgresError as error:
-            raise UsageError(f"Database '{self._shown}' refuses: {error}") from error
+            raise UsageError(f"Database '{self.shown}' refuses: {error}") from error
 
 
 def _parse(url: str) -> URL:

@@ -1,0 +1,251 @@
+"""The lease on a step: which process, the step's *attempt*, may act for it. Taken at its start, held until it ends.
+
+The attempt's number decides: it is checked in the transaction that records a unit, and the process that finds
+another one there ends itself. The advisory lock and the heartbeat only tell others that the process lives; a thread
+of its own keeps both, so that neither a busy event loop nor a tool that blocks can lose them.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import asyncpg  # type: ignore[import-untyped]
+
+from timestep.agents import identity
+from timestep.database.engine import Database
+from timestep.errors import ServiceUnavailableError
+
+BEAT_SECONDS = 1.0
+STALE_SECONDS = 20.0  # without a heartbeat for this long, a process hangs or is cut off, whatever lock it holds
+LOCK_SECONDS = 3.0  # to take the lock again after a lost connection
+RESTART_SECONDS = 15.0  # after PostgreSQL's start, for processes to come back to it
+TAKEOVER_SECONDS = 3.0  # a newcomer waits this long for the one before it to end
+PATIENCE = 120.0  # seconds that a database may be away
+
+# What a database raises that is away, or ending, or not yet there again.
+AWAY = (
+    OSError,
+    ServiceUnavailableError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+_LOCKED = """exists (
+    select from pg_locks, hashtextextended(steps.id, steps.attempt) as key
+    where locktype = 'advisory' and granted and objsubid = 1
+    and database = (select oid from pg_database where datname = current_database())
+    and classid = ((key >> 32) & 4294967295)::oid and objid = (key & 4294967295)::oid)"""
+_STANDING = f"""
+    select id, attempt, crashes, holder, extract(epoch from now() - heartbeat_at)::float8 as age, {_LOCKED} as locked,
+        coalesce(heartbeat_at < pg_postmaster_start_time(), false)
+            and now() < pg_postmaster_start_time() + make_interval(secs => {RESTART_SECONDS}) as restarting
+    from steps"""
+_LOCK = "select pg_try_advisory_lock(hashtextextended($1, $2))"
+
+# Replaced by tests. Not sys.exit: an exception would be reported as a crash, over the attempt that took over.
+end_process: Callable[[int], NoReturn] = os._exit
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the record says of a step's process: ``age`` is the seconds since its last heartbeat."""
+
+    step_id: str
+    attempt: int
+    crashes: int
+    holder: str | None
+    age: float | None
+    alive: bool
+
+
+async def standings(connection: asyncpg.Connection, step_ids: Iterable[str]) -> dict[str, Standing]:
+    """The standing of each of these steps that ever had a process."""
+    rows = await connection.fetch(f"{_STANDING} where id = any($1)", list(step_ids))
+    return {row["id"]: _standing(row) for row in rows}
+
+
+async def alive(database: Database, step_ids: Iterable[str]) -> dict[str, bool]:
+    """Whether each step has a living process now."""
+    ids = list(step_ids)
+    connection = await database.connect()
+    try:
+        found = await standings(connection, ids)
+    finally:
+        await connection.close()
+    return {step_id: step_id in found and found[step_id].alive for step_id in ids}
+
+
+def _standing(row: Any) -> Standing:
+    return Standing(row["id"], row["attempt"], row["crashes"], row["holder"], row["age"], _is_alive(row))
+
+
+def _is_alive(row: Any) -> bool:
+    if row["age"] is None:
+        return False
+    there = identity.exists(row["holder"])
+    if there is not None:  # a process of this machine: no need to judge by its connection
+        return there and (row["age"] < STALE_SECONDS or row["restarting"])
+    lost_lock = row["age"] >= LOCK_SECONDS and not row["locked"]
+    return bool(row["restarting"] or (row["age"] < STALE_SECONDS and not lost_lock))
+
+
+class Lease:
+    """This process's hold on a step. ``attempt`` counts the processes that had it, from 1."""
+
+    def __init__(self, database: Database, step_id: str) -> None:
+        self.step_id = step_id
+        self.holder = identity.own()
+        self.attempt = 0
+        self.crashes = 0
+        self._database = database
+        self._connection: asyncpg.Connection | None = None
+        self._locked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
+
+    @classmethod
+    async def acquire(cls, database: Database, step_id: str) -> "Lease":
+        """Become the step's next attempt; asked again in the same process, the same lease.
+
+        Where the attempt before it lives, this process ends instead: the step is in good hands.
+
+        Raises:
+            ServiceUnavailableError: the database stayed away for two minutes.
+        """
+        lease = _leases.get(step_id)
+        if lease is None or lease._pid != os.getpid():
+            lease = _leases[step_id] = cls(database, step_id)
+            taken: Future[None] = Future()
+            threading.Thread(target=lease._live, args=[taken], name=f"lease {step_id}", daemon=True).start()
+            try:
+                await asyncio.wrap_future(taken)
+            except BaseException:
+                _leases.pop(step_id, None)
+                raise
+        return lease
+
+    async def check(self) -> None:
+        """Ends the process if another attempt has taken over.
+
+        Raises:
+            ServiceUnavailableError: the database stayed away for two minutes.
+        """
+        assert self._loop is not None, "a lease is acquired before it is checked"
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(self._beat), self._loop))
+
+    async def release(self) -> None:
+        """Say that the next attempt need not wait for this process's end: it does no more work for the step."""
+        assert self._loop is not None, "a lease is acquired before it is released"
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(self._resign), self._loop))
+
+    def superseded(self) -> NoReturn:
+        """Another attempt acts for the step: end, with one line in the log and nothing to Prefect."""
+        line = f"Step '{self.step_id}': attempt {self.attempt} was superseded; this process ends."
+        with suppress(OSError, ValueError):  # a closed standard error must not keep it alive
+            os.write(2, f"{line}\n".encode())
+        end_process(0)
+
+    # From here on, all is within the lease's own thread.
+
+    def _live(self, taken: "Future[None]") -> None:
+        asyncio.run(self._hold(taken))
+
+    async def _hold(self, taken: "Future[None]") -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._patiently(self._take)
+        except BaseException as error:
+            taken.set_exception(error)
+            return
+        taken.set_result(None)
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            try:
+                await self._beat()
+            except AWAY:
+                await self._disconnect()
+            except Exception:
+                # The thread is the process's only sign of life: whatever this is, the next beat may do.
+                logging.getLogger(__name__).exception("A heartbeat failed")
+                await self._disconnect()
+
+    async def _patiently(self, work: Any) -> None:
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        while True:
+            try:
+                await work()
+                return
+            except AWAY as error:
+                await self._disconnect()
+                if asyncio.get_running_loop().time() > deadline:
+                    raise ServiceUnavailableError("database", self._database.shown) from error
+                await asyncio.sleep(BEAT_SECONDS / 4)
+
+    async def _take(self) -> None:
+        connection = await self._connect()
+        await connection.execute("insert into steps (id) values ($1) on conflict do nothing", self.step_id)
+        deadline = asyncio.get_running_loop().time() + TAKEOVER_SECONDS
+        while not await self._take_over(connection):
+            if asyncio.get_running_loop().time() > deadline:
+                self.superseded()
+            await asyncio.sleep(0.1)
+
+    async def _take_over(self, connection: asyncpg.Connection) -> bool:
+        async with connection.transaction():
+            row = await connection.fetchrow(f"{_STANDING} where id = $1 for update", self.step_id)
+            # Without a holder: it released the step, or this is the first.
+            if row["holder"] is not None and row["holder"] != self.holder and _is_alive(row):
+                return False
+            attempt = row["attempt"] + 1
+            # Before the commit, so that the new attempt is never seen without its lock.
+            self._locked = await connection.fetchval(_LOCK, self.step_id, attempt)
+            await connection.execute(
+                "update steps set attempt = $2, holder = $3, heartbeat_at = now() where id = $1",
+                self.step_id,
+                attempt,
+                self.holder,
+            )
+        self.attempt, self.crashes = attempt, row["crashes"]
+        return True
+
+    async def _beat(self) -> None:
+        connection = await self._connect()
+        if not self._locked:
+            self._locked = await connection.fetchval(_LOCK, self.step_id, self.attempt)
+        done = await connection.execute(
+            "update steps set heartbeat_at = now() where id = $1 and attempt = $2", self.step_id, self.attempt
+        )
+        if done == "UPDATE 0":
+            self.superseded()
+
+    async def _resign(self) -> None:
+        connection = await self._connect()
+        await connection.execute(
+            "update steps set holder = null where id = $1 and attempt = $2", self.step_id, self.attempt
+        )
+
+    async def _connect(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._locked = False
+            self._connection = await self._database.connect(
+                command_timeout=5,
+                timeout=5,
+                server_settings={"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5"},
+            )
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection, self._locked = self._connection, None, False
+        if connection is not None:
+            connection.terminate()
+
+
+_leases: dict[str, Lease] = {}
