@@ -1,0 +1,257 @@
+"""Conversations over steps: the items of the SDK's own ``SQLAlchemySession``, and the queue that orders the steps.
+
+Two steps of one session never interleave. Each takes a place in the session's queue when it starts; the head
+reads the history, runs, adds its items and leaves. What becomes of those behind it is in :class:`SessionTurn`.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agents.extensions.memory import SQLAlchemySession
+from pydantic import BaseModel
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from timestep.agents.lease import AWAY, PATIENCE, alive
+from timestep.agents.ledger import Begin, Ledger
+from timestep.agents.units import fingerprint, unit
+from timestep.database.engine import Database
+from timestep.errors import TimestepError, UsageError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Wake = Callable[[str], Awaitable[None]]
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 0.5
+
+# Held while a place is taken, so that numbers grow in the order of commits: nobody finds itself first who isn't.
+_ONE_BY_ONE = text("select pg_advisory_xact_lock(7489272, hashtext(:session_id))")
+# A step that was killed after it had added its items has nothing left to wait for.
+_JOIN = text(
+    """
+    insert into turns (step_id, session_id) select :step_id, :session_id where not exists (
+      select from units where step_id = :step_id and position = 'session/add' and finished_at is not null)
+    on conflict (step_id) do nothing
+    """
+)
+_LEAVE = text("delete from turns where step_id = :step_id")
+_HEADS = text(
+    """
+    select distinct on (session_id) step_id, session_id,
+      exists (select from approvals where approvals.step_id = turns.step_id and status = 'pending') as waits
+    from turns where cast(:session_id as text) is null or session_id = :session_id
+    order by session_id, number
+    """
+)
+_SESSION_OF = text("select session_id from turns where step_id = :step_id")
+_TABLES_EXIST = text("select to_regclass('agent_messages') is not null")
+_MAKE_TABLES = text("select pg_advisory_xact_lock(7489271, 2)")
+
+
+class NotYourTurnError(TimestepError):
+    """An earlier step of the session isn't done, and this one should not hold a worker until it is.
+
+    The flow suspends, without asking anybody; it is resumed when its turn has come, and runs from its top.
+    """
+
+    def __init__(self, step_id: str, session_id: str, ahead: str) -> None:
+        super().__init__(f"Step '{step_id}' waits for step '{ahead}' of session '{session_id}'.")
+        self.step_id, self.session_id, self.ahead = step_id, session_id, ahead
+
+
+class Head(BaseModel):
+    """The first step in a session's queue, and whether that ``waits`` for a person."""
+
+    step_id: str
+    session_id: str
+    waits: bool
+
+
+class SessionTurn:
+    """A step's turn in its session: an async context, which is entered when the turn has come.
+
+    Entering waits for the step ahead while that one runs, at most ``patience`` seconds, for a worker has few
+    places. Then, and at once where the step ahead waits for a person or its process is gone, it raises
+    :class:`NotYourTurnError`. The step keeps its place, and goes on waiting there when it is entered again.
+
+    Leaving by a return or by an ``Exception`` gives the place up, and ``wake`` gets the id of the step that is
+    first now, which may be suspended. Leaving by a suspension, or when cancelled, keeps it: a step that waits for a
+    person holds up its session. :func:`leave` is for whoever finds that such a run has ended.
+
+    Without a ``session_id`` all of this is nothing, and the history empty.
+
+    Raises:
+        UsageError: a session, and no database.
+        NotYourTurnError: on entering; see above.
+    """
+
+    def __init__(
+        self,
+        database: Database | None,
+        session_id: str | None,
+        ledger: Ledger,
+        *,
+        wake: Wake | None = None,
+        patience: float = 15.0,
+    ) -> None:
+        if session_id is not None and database is None:
+            raise UsageError("A session needs the service's database. Start the service: timestep up")
+        self._database = database if session_id is not None else None
+        self._session_id, self._ledger = session_id or "", ledger
+        self._wake, self._patience = wake, patience
+        self._session: SQLAlchemySession | None = None
+        self._before = 0
+
+    async def __aenter__(self) -> Self:
+        if self._database is not None:
+            await join(self._database, self._session_id, self._ledger.step_id)
+            await self._wait(self._database)
+            self._session = await open_session(self._database, self._session_id)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        ended = error is None or isinstance(error, Exception)
+        if self._database is None or not ended:
+            return
+        await self._ledger.check()  # a superseded process must not give up the place of its successor
+        try:
+            following = await leave(self._database, self._ledger.step_id)
+            if following is not None and self._wake is not None:
+                await self._wake(following)
+        except Exception as failure:
+            # The step's own outcome stands. The repair loop finds the place of a run that has ended.
+            logger.warning("Step '%s' could not hand its session on: %s", self._ledger.step_id, failure)
+
+    async def history(self) -> list[Any]:
+        """Items of the session before this step, as a unit: the same ones when the step runs again."""
+        session = self._session
+        if session is None:
+            return []
+
+        async def call() -> Any:
+            return [dict(item) for item in await _patiently(session.get_items)]
+
+        recorded = list(await unit(self._ledger, self._unit("read"), call))
+        self._before = len(recorded)
+        return recorded
+
+    async def add(self, items: list[Any]) -> None:
+        """Append the items, as a unit. Killed between the session's commit and the record, they are added once."""
+        session = self._session
+        if session is None:
+            return
+        added = json.loads(json.dumps(items, default=str))
+
+        async def add_missing() -> None:
+            since = [dict(item) for item in (await session.get_items())[self._before :]]
+            if not any(since[at : at + len(added)] == added for at in range(len(since))):
+                await session.add_items(added)
+
+        async def call() -> Any:
+            await _patiently(add_missing)
+            return len(added)
+
+        await unit(self._ledger, self._unit("add"), call)
+
+    def _unit(self, name: str) -> Begin:
+        of = fingerprint({"session": self._session_id})
+        return Begin(position=f"session/{name}", kind="tool-call", name=f"session: {name}", fingerprint=of)
+
+    async def _wait(self, database: Database) -> None:
+        """Until this step is the head, or has no place in the queue (it is done with the session)."""
+        step_id, until = self._ledger.step_id, time.monotonic() + self._patience
+        while True:
+            head = await first(database, step_id)
+            if head is None or head.step_id == step_id:
+                return
+            if head.waits or time.monotonic() > until or not (await alive(database, [head.step_id]))[head.step_id]:
+                raise NotYourTurnError(step_id, self._session_id, head.step_id)
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def open_session(database: Database, session_id: str) -> SQLAlchemySession:
+    """The session of that id in our database. The SDK's tables are made on first use, by one process at a time.
+
+    Raises:
+        ServiceUnavailableError: the database can't be reached.
+    """
+    session = SQLAlchemySession(session_id, engine=database.engine, create_tables=True)
+
+    async def make_tables() -> None:
+        async with database.session() as turn:
+            if not await turn.scalar(_TABLES_EXIST):
+                await turn.execute(_MAKE_TABLES)
+                await session.get_items(limit=1)
+
+    await _patiently(make_tables)
+    return session
+
+
+async def join(database: Database, session_id: str, step_id: str) -> None:
+    """Takes a place at the end of the session's queue. Again keeps the place."""
+
+    async def work() -> None:
+        async with database.session() as session:
+            await session.execute(_ONE_BY_ONE, {"session_id": session_id})
+            await session.execute(_JOIN, {"session_id": session_id, "step_id": step_id})
+
+    await _patiently(work)
+
+
+async def leave(database: Database, step_id: str) -> str | None:
+    """Gives the step's place up; id of the step that is first in its session now. Safe to repeat."""
+    async with database.session() as session:
+        session_id = await session.scalar(_SESSION_OF, {"step_id": step_id})
+        await session.execute(_LEAVE, {"step_id": step_id})
+    return None if session_id is None else await next_in_line(database, session_id)
+
+
+async def next_in_line(database: Database, session_id: str) -> str | None:
+    """Id of the step that is first in the session's queue."""
+    found = await heads(database, session_id)
+    return found[0].step_id if found else None
+
+
+async def first(database: Database, step_id: str) -> Head | None:
+    """Who is first in the queue that this step stands in; None where it stands in none."""
+
+    async def work() -> Head | None:
+        async with database.session() as session:
+            session_id = await session.scalar(_SESSION_OF, {"step_id": step_id})
+        found = [] if session_id is None else await heads(database, session_id)
+        return found[0] if found else None
+
+    return await _patiently(work)
+
+
+async def heads(database: Database, session_id: str | None = None) -> list[Head]:
+    """The first step of every session's queue, or of one's.
+
+    For the repair loop: a head whose run has ended is to :func:`leave`; one whose run is suspended, and that waits
+    for nobody, is to be resumed.
+    """
+    async with database.session() as session:
+        rows = await session.execute(_HEADS, {"session_id": session_id})
+        return [Head.model_validate(dict(row)) for row in rows.mappings()]
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work; again while the database is away."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await work()
+        except (*AWAY, DBAPIError) as error:
+            away = not isinstance(error, DBAPIError) or error.connection_invalidated or isinstance(error.orig, AWAY)
+            if not away or time.monotonic() > until:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
