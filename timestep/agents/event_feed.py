@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from timestep.agents.events import CHANNEL, FINISHED, Event
 from timestep.database.engine import Database
 from timestep.database.models import EventRow
-from timestep.errors import ServiceUnavailableError
+from timestep.errors import TimestepError
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ PAGE = 500
 POLL_SECONDS = 1.0  # to look without having been notified
 ENDED_SECONDS = 2.0  # of silence, to ask whether the step has ended without saying so
 KEEP_EVENTS = 1000  # the last ones of a watched step, for those who watch a little behind
-AWAY = (OSError, ServiceUnavailableError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
+AWAY = (OSError, TimestepError, DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 # What a step ended with (the data of its ``step.finished``), None while it may still go on.
 Ended = Callable[[], Awaitable[dict[str, Any] | None]]
