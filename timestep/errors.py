@@ -5,7 +5,8 @@ next step. The command line prints that line and exits 1; the server maps ``stat
 
     TimestepError                   500
     ├── UsageError                  400  an argument, option or combination that can't be meant
-    │   └── DatasetError            400  a line of a dataset, or a dataset as a whole
+    │   ├── DatasetError            400  a line of a dataset, or a dataset as a whole
+    │   └── StateTransferError      400  a part of a run's state that the other language's SDK has no place for
     ├── NotFoundError               404  an agent, model, tool or object with no such name
     ├── ConflictError               409  a second service on one home, a taken port
     │   └── UnitChangedError        409  a step started again, whose code asks something else than before
@@ -47,6 +48,19 @@ class DatasetError(UsageError):
         where = f"'{dataset}'" if line is None else f"'{dataset}', line {line}"
         super().__init__(f"Dataset {where}: {why}")
         self.dataset, self.line, self.why = dataset, line, why
+
+
+class StateTransferError(UsageError):
+    """A part of a run's state that can't be carried to the other language: what, where and why.
+
+    ``where`` is the path in the state's JSON, such as ``generated_items[2].raw_item``.
+    """
+
+    code = "state_not_transferable"
+
+    def __init__(self, target: str, where: str, why: str) -> None:
+        super().__init__(f"This state can't be carried to {target}: '{where}' {why}.")
+        self.target, self.where, self.why = target, where, why
 
 
 class NotFoundError(TimestepError):
