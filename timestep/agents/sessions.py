@@ -36,8 +36,8 @@ _ONE_BY_ONE = text("select pg_advisory_xact_lock(7489272, hashtext(:session_id))
 # A step that was killed after it had added its items has nothing left to wait for.
 _JOIN = text(
     """
-    insert into turns (step_id, session_id) select :step_id, :session_id where not exists (
-      select from units where step_id = :step_id and position = 'session/add' and finished_at is not null)
+    insert into turns (step_id, session_id) select cast(:step_id as text), :session_id where not exists (
+      select from units where step_id = cast(:step_id as text) and position = 'session/add' and finished_at is not null)
     on conflict (step_id) do nothing
     """
 )
