@@ -21,7 +21,6 @@ from timestep.agents.waiting import Kind, PendingCall
 from timestep.database.engine import Database
 from timestep.errors import UsageError
 
-
 # A lease's thread, whose database the next test drops, finds itself superseded.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
