@@ -5,11 +5,15 @@ submitted form, in whatever process, knows what each of its fields was about.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.input import RunInput
 from prefect.input.actions import acreate_flow_run_input
 from prefect.input.run_input import Keyset, keyset_from_base_key
@@ -92,9 +96,9 @@ class Form(RunInput):
     @classmethod
     async def save_with(cls, calls: list[PendingCall], key: str) -> None:
         """Save the form, so that a run suspended by this key has it from the first moment."""
-        keyset = keyset_from_base_key(_PREFIX + key)
-        await acreate_flow_run_input(key=f"{_PREFIX}{key}-calls", value=_calls.dump_python(calls, mode="json"))
-        await super().asave(keyset)
+        await _save(f"{_PREFIX}{key}-calls", _calls.dump_python(calls, mode="json"))
+        with _there_already():
+            await super().asave(keyset_from_base_key(_PREFIX + key))
 
 
 def form(calls: list[PendingCall]) -> type[Form]:
@@ -127,16 +131,41 @@ def markdown(call: PendingCall) -> str:
     return "\n\n".join([f"{agent}: this call of {_code(call.tool)} {_ASKS[call.kind]}.", *_arguments(call)])
 
 
-async def submitted(client: PrefectClient, run_id: UUID) -> list[tuple[PendingCall, Decision]]:
-    """What people filled into this run's forms, oldest first; a form that makes no sense is left out."""
+@dataclass(frozen=True)
+class Submitted:
+    """A form that a person filled in: Prefect's key of it, and the decisions; none where it makes no sense."""
+
+    key: str
+    decisions: list[tuple[PendingCall, Decision]]
+
+
+async def submitted(client: PrefectClient, run_id: UUID) -> list[Submitted]:
+    """What people filled into this run's forms, oldest first."""
     inputs = await client.filter_flow_run_input(run_id, key_prefix=_PREFIX, limit=1_000, exclude_keys=set())
     stored = {item.key: item for item in sorted(inputs, key=lambda item: str(item.created))}
-    found: list[tuple[PendingCall, Decision]] = []
+    found = []
     for key, item in stored.items():
         base = key.removesuffix("-response")
-        if key != base and (calls := stored.get(f"{base}-calls")) is not None:
-            found += _read(_calls.validate_python(calls.decoded_value), item.decoded_value)
+        if key != base:
+            calls = stored.get(f"{base}-calls")
+            asked = [] if calls is None else _calls.validate_python(calls.decoded_value)
+            found.append(Submitted(key, _read(asked, item.decoded_value)))
     return found
+
+
+async def _save(key: str, value: Any) -> None:
+    with _there_already():
+        await acreate_flow_run_input(key=key, value=value)
+
+
+@contextmanager
+def _there_already() -> Iterator[None]:
+    """A request whose answer was lost is made again, and finds what it had made."""
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
 
 
 def _read(calls: Iterable[PendingCall], values: Any) -> list[tuple[PendingCall, Decision]]:

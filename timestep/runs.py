@@ -20,6 +20,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.results import ResultStore
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect.states import Scheduled
 from pydantic import SecretStr
 
 from storage.block import StorageBlock
@@ -76,6 +77,15 @@ async def start(
             raise
         detail = error.response.json().get("detail", error.response.text)
         raise UsageError(str(detail).removeprefix("Error creating flow run: ")) from error
+
+
+async def resume(client: PrefectClient, run_id: UUID) -> bool:
+    """Let a suspended run go on, whatever its form asks for; False where it isn't suspended, and nothing is done."""
+    run = await client.read_flow_run(run_id)
+    if run.state is None or not run.state.is_paused():
+        return False
+    await client.set_flow_run_state(run_id, Scheduled(name="Resuming"))
+    return True
 
 
 async def wait(client: PrefectClient, run_ids: set[UUID]) -> list[FlowRun]:

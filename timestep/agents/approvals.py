@@ -96,8 +96,8 @@ class Approvals:
         found = [row for row in await self._read() if row.status != PENDING]
         return {row.position: _decision(row) for row in found if wanted.get((row.position, row.kind)) == row.digest}
 
-    async def decide(self, call: str, decision: Decision, by: str) -> None:
-        """Decide of the call with this id, or at this position; the same decision twice is one.
+    async def decide(self, call: str | PendingCall, decision: Decision, by: str) -> None:
+        """Decide of this call, or of the one with this id or at this position; the same decision twice is one.
 
         Raises:
             NotFoundError: the step asked for no such call.
@@ -106,6 +106,7 @@ class Approvals:
         """
         decision = _fitting(decision)
         row = await self._find(call, decision.verdict)
+        call = row.call_id
         values = {"status": DECIDED, "decided_by": by, "decided_at": func.now(), **decision.model_dump(mode="json")}
         pending = and_(self._at(row), _rows.status == PENDING, _rows.digest == row.digest)
         async with self._database.session() as session:
@@ -175,9 +176,12 @@ class Approvals:
         async with self._database.session() as session:
             return list(await session.execute(mine))
 
-    async def _find(self, call: str, verdict: Verdict) -> Row[Any]:
+    async def _find(self, call: str | PendingCall, verdict: Verdict) -> Row[Any]:
         """The row that is meant: the id of a call may stand in two, an approval and the cut call that came of it."""
         rows = await self._read()
+        if isinstance(call, PendingCall):
+            rows = [row for row in rows if (row.kind, row.digest) == (call.kind.value, call.digest)]
+            call = call.position
         named = [row for row in rows if call in (row.position, row.call_id)]
         if not named:
             raise NotFoundError("call", call, [row.call_id for row in rows if row.status == PENDING])
