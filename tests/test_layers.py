@@ -13,6 +13,8 @@ LAYERS = {
     "timestep.server": 5,
     "deployments": 5,
     "flows": 4,
+    "timestep.steps": 4,
+    "timestep.repair": 4,
     "timestep.agents": 3,
     "timestep.runs": 3,
     "training": 3,

@@ -244,7 +244,7 @@ delete from events where created_at < now() - interval '30 days' or (type like '
     created_at < now() - interval '1 day' or (created_at < now() - interval '1 hour' and exists (
         select from events ended where ended.step_id = events.step_id and ended.type = 'step.finished'))))
 """)
-_TURN = text("select pg_try_advisory_xact_lock(7489271, 2)")
+_TURN = text("select pg_try_advisory_xact_lock(7489271, 3)")
 
 
 async def prune_events(database: Database) -> int:

@@ -1,0 +1,19 @@
+"""Steps for every door: what one is doing, what it asks of people, and what they can do about it."""
+
+from timestep.steps.control import cancel, resume
+from timestep.steps.decisions import CallDecision, decide, go_on, sweep
+from timestep.steps.views import StepStatus, StepView, find, read, view
+
+__all__ = [
+    "CallDecision",
+    "StepStatus",
+    "StepView",
+    "cancel",
+    "decide",
+    "find",
+    "go_on",
+    "read",
+    "resume",
+    "sweep",
+    "view",
+]

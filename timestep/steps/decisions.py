@@ -1,0 +1,153 @@
+"""Decisions of people about the calls that a step waits with, and the step that goes on because of them."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas import OrchestrationResult
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import SetStateStatus
+
+from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked, decided, expire
+from timestep.agents.waiting import Decision, Kind
+from timestep.database.engine import Database
+from timestep.errors import ConflictError, NotFoundError, UsageError
+from timestep.steps.views import ENDED, STEPS, answering, read, status_of
+
+logger = logging.getLogger(__name__)
+
+
+class CallDecision(Decision):
+    """A decision of one call, by id or position; without either, of the only one that waits.
+
+    ``digest``, if given, must be that of the call as it waits now.
+    """
+
+    call: str | None = None
+    digest: str | None = None
+
+
+async def decide(
+    client: PrefectClient, database: Database, run_id: UUID, decisions: Iterable[CallDecision], by: str
+) -> None:
+    """Decide of calls that wait; when none waits any more, the step goes on. The same decision twice is one.
+
+    Args:
+        decisions: All are checked before the first is written.
+        by: Who decides, for the record.
+
+    Raises:
+        NotFoundError: no such step, or it asked for no such call.
+        UsageError: a verdict that doesn't fit the call, or lacks its text.
+        ConflictError: decided otherwise already, or the digest is of another call; or the step has ended.
+        ServiceUnavailableError: Prefect's server or the database is away.
+    """
+    run = await read(client, run_id)
+    approvals = Approvals(database, str(run_id))
+    asked = await approvals.all()
+    chosen = [(_named(asked, decision), decision) for decision in decisions]
+    if (status := status_of(run, [])) in ENDED and any(call.status == PENDING for call, _ in chosen):
+        raise ConflictError(f"Step '{run_id}' has ended ({status}); nothing of it waits any more.")
+    try:
+        for call, decision in chosen:
+            await approvals.decide(
+                call.position, Decision(**decision.model_dump(include={"verdict", "text", "always"})), by
+            )
+    finally:
+        # Should one of them be refused, the others may still have been all that was waited for.
+        await go_on(client, database, run_id)
+
+
+async def go_on(client: PrefectClient, database: Database, run_id: UUID) -> bool:
+    """Resume a suspended step for which nothing is pending. Of several who do so at once, one does. True: this one."""
+    asked = await Approvals(database, str(run_id)).all()
+    if any(call.status == PENDING for call in asked):
+        return False
+    run = await read(client, run_id)
+    if run.state is None or not run.state.is_paused():
+        return False
+    keyset = run.state.state_details.run_input_keyset
+    async with answering(client):
+        values = await _form_values(client, run_id, keyset, asked) if keyset else None
+        answer: OrchestrationResult[Any] = await client.resume_flow_run(run_id, values)
+    if answer.status is SetStateStatus.REJECT:
+        raise ConflictError(f"Step '{run_id}' could not go on: {getattr(answer.details, 'reason', answer.status)}")
+    return answer.status is SetStateStatus.ACCEPT
+
+
+async def sweep(client: PrefectClient, database: Database) -> None:
+    """Decide by default what is past its deadline, and let every suspended step go on for which all is decided.
+
+    Covers the moments in which a decision finds its step not suspended yet, and those who decide and are killed
+    before they could resume it. A step that a person suspended is left alone: it waits with no form of ours.
+    """
+    await expire(database)
+    suspended = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+    offset, page = 0, 200
+    while True:
+        async with answering(client):
+            found = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=suspended, limit=page, offset=offset)
+        asking = [str(run.id) for run in found if run.state is not None and run.state.state_details.run_input_keyset]
+        for step_id in await decided(database, asking):
+            try:
+                await go_on(client, database, UUID(step_id))
+            except (ConflictError, NotFoundError) as error:
+                logger.warning("%s", error)
+        if len(found) < page:
+            return
+        offset += page
+
+
+def _named(asked: list[Asked], decision: CallDecision) -> Asked:
+    """The call that is meant, of which such a decision can be taken."""
+    pending = [call for call in asked if call.status == PENDING]
+    named = [call for call in asked if decision.call in (call.position, call.call_id)]
+    if decision.call is None:
+        named = pending
+        if len(named) != 1:
+            which = ", ".join(f"'{call.call_id}'" for call in pending) or "none"
+            raise UsageError(f"Say which call is meant by 'call'. These wait: {which}.")
+    if not named:
+        raise NotFoundError("call", str(decision.call), [call.call_id for call in pending])
+    fitting = [call for call in named if decision.verdict in VERDICTS[call.kind]]
+    if not fitting:
+        allowed = " or ".join(f"'{verdict}'" for verdict in VERDICTS[named[-1].kind])
+        call = named[-1]
+        raise UsageError(
+            f"Call '{call.call_id}' ({call.tool}) can't be decided by '{decision.verdict}', only by {allowed}."
+        )
+    call = next((call for call in fitting if call.status == PENDING), fitting[-1])
+    if decision.digest is not None and decision.digest != call.digest:
+        raise ConflictError(
+            f"Call '{call.call_id}' is another than the one you decided of: it is now {call.tool}({call.arguments})."
+        )
+    return call
+
+
+async def _form_values(
+    client: PrefectClient, run_id: UUID, keyset: dict[str, str], asked: list[Asked]
+) -> dict[str, Any] | None:
+    """What the form behind the Resume button would hold, had these decisions been taken in it."""
+    stored = f"{keyset['response'].removesuffix('-response')}-calls"
+    found = await client.filter_flow_run_input(run_id, key_prefix=stored, limit=1, exclude_keys=set())
+    decisions = {(call.position, call.kind): call.decision for call in asked}
+    values: dict[str, Any] = {}
+    for number, call in enumerate(found[0].decoded_value if found else [], 1):
+        decision = decisions.get((call["position"], Kind(call["kind"])))
+        if decision is not None:
+            values[f"call_{number}"] = _fields(Kind(call["kind"]), decision)
+    return values
+
+
+def _fields(kind: Kind, decision: Decision) -> dict[str, Any]:
+    verdict, text = decision.verdict.value, decision.text or ""
+    if kind is Kind.QUESTION:
+        return {"answer": text}
+    return (
+        {"decision": verdict, "text": text}
+        if kind is Kind.CUT
+        else {"decision": verdict, "reason": text, "always": decision.always}
+    )

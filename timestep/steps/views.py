@@ -1,0 +1,209 @@
+"""A step as people know it: a view of its Prefect flow run and of the rows beside it. Keeps nothing of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import PrefectHTTPStatusError
+from pydantic import BaseModel, Field
+from sqlalchemy import select
+
+from timestep import runs
+from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked
+from timestep.agents.types import Mode
+from timestep.agents.waiting import Kind, PendingCall, Verdict
+from timestep.database.engine import Database
+from timestep.database.models import StepRow
+from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
+
+ANSWER_SECONDS = 10.0  # for Prefect's server; then it counts as away
+PREFIX_DIGITS = 8  # of an id that is cut short, at least
+STEPS = FlowFilter(name=FlowFilterName(any_=["step"]))
+
+
+class StepStatus(StrEnum):
+    """Where a step stands. One that crashed is in progress: the service starts it again."""
+
+    NOT_STARTED = "not_started"
+    IN_PROGRESS = "in_progress"
+    WAITING_FEEDBACK = "waiting_feedback"
+    WAITING_APPROVAL = "waiting_approval"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+ENDED = (StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED)
+
+
+class PendingView(PendingCall):
+    """A call that waits for a person, with the verdicts it takes; a decision can name the digest it is meant for."""
+
+    verdicts: list[Verdict]
+    call_digest: str = Field(serialization_alias="digest")
+    deadline_at: datetime | None = None
+
+
+class StepView(BaseModel):
+    """A step as it stands. ``output`` is the agent's, ``result`` all that the step returned (a StepOutput)."""
+
+    id: str
+    object: str = "step"
+    status: StepStatus
+    state: str = Field(description="Prefect's name of the flow run's state.")
+    name: str
+    agent: str
+    mode: Mode
+    created: datetime | None
+    started: datetime | None
+    ended: datetime | None
+    attempt: int = Field(description="How often a process took the step up; more than once after crashes and waits.")
+    pending: list[PendingView] = Field(default_factory=list)
+    decided: list[Asked] = Field(default_factory=list)
+    output: Any = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+async def find(client: PrefectClient, database: Database, name: str) -> UUID:
+    """The step's id, from all of it or from its first digits (8 at least).
+
+    Raises:
+        UsageError: too short, no id, or the beginning of several.
+        NotFoundError: no step's id begins so.
+        ServiceUnavailableError: Prefect's server or the database is away.
+    """
+    try:
+        return UUID(name)
+    except ValueError:
+        digits = name.replace("-", "").lower()
+    if not PREFIX_DIGITS <= len(digits) < 32 or not set(digits) <= set("0123456789abcdef"):
+        raise UsageError(f"'{name}' is no step id. Give the whole id, or its first {PREFIX_DIGITS} digits at least.")
+    begin = "-".join(part for part in (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]) if part)
+    async with database.session() as session:
+        found = set(await session.scalars(select(StepRow.id).where(StepRow.id.startswith(begin)).limit(10)))
+    async with answering(client):
+        # Those that no process has taken up yet are known to Prefect alone.
+        waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLED])
+        chosen = FlowRunFilter(state=FlowRunFilterState(type=waiting))
+        recent = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=chosen, limit=200)
+    found |= {str(run.id) for run in recent if str(run.id).startswith(begin)}
+    if not found:
+        raise NotFoundError("step", name)
+    if len(found) > 1:
+        raise UsageError(f"'{name}' is the beginning of several steps: {', '.join(sorted(found))}. Give more digits.")
+    return UUID(found.pop())
+
+
+async def view(client: PrefectClient, database: Database, run_id: UUID, storage_url: str) -> StepView:
+    """The step as it stands.
+
+    Raises:
+        NotFoundError: there is no such step.
+        ServiceUnavailableError: Prefect's server or the database is away.
+        StorageError: the result can't be read.
+    """
+    run = await read(client, run_id)
+    asked = await Approvals(database, str(run_id)).all()
+    pending = [call for call in asked if call.status == PENDING]
+    async with database.session() as session:
+        attempt = await session.scalar(select(StepRow.attempt).where(StepRow.id == str(run_id)))
+    status = status_of(run, pending)
+    seen = StepView(
+        id=str(run.id),
+        status=status,
+        state=(run.state and run.state.name) or "",
+        name=run.name,
+        agent=str(run.parameters.get("agent") or "assistant"),
+        mode=Mode(run.parameters.get("mode") or Mode.INFERENCE),
+        created=run.created,
+        started=run.start_time,
+        ended=run.end_time if status in ENDED else None,
+        attempt=attempt or 0,
+        # Of a step that has ended, nobody asks any more what it was waiting for.
+        pending=[] if status in ENDED else [_pending(call) for call in pending],
+        decided=[call for call in asked if call.status != PENDING],
+    )
+    if status is StepStatus.SUCCEEDED:
+        returned = await runs.result(run, storage_url)
+        seen.result = returned if isinstance(returned, dict) else returned.model_dump(mode="json")
+        seen.output = (seen.result or {}).get("output")
+    elif status in ENDED:
+        seen.error = await error_of(run, storage_url)
+    return seen
+
+
+def status_of(run: FlowRun, pending: Iterable[PendingCall]) -> StepStatus:
+    """Where the step stands, from its flow run's state and from the calls that wait for a person."""
+    kinds = {call.kind for call in pending}
+    match run.state.type if run.state is not None else None:
+        case StateType.COMPLETED:
+            return StepStatus.SUCCEEDED
+        case StateType.FAILED:
+            return StepStatus.FAILED
+        case StateType.CANCELLED:
+            return StepStatus.CANCELLED
+        case StateType.PAUSED if kinds:
+            return StepStatus.WAITING_FEEDBACK if kinds == {Kind.QUESTION} else StepStatus.WAITING_APPROVAL
+        case StateType.SCHEDULED | StateType.PENDING | None if not run.run_count:
+            return StepStatus.NOT_STARTED
+    return StepStatus.IN_PROGRESS
+
+
+async def error_of(run: FlowRun, storage_url: str = "") -> str | None:
+    """Why the run ended without a result, in one line."""
+    try:
+        await runs.result(run, storage_url)
+    except RunFailedError as error:
+        return str(error)
+    return None
+
+
+async def read(client: PrefectClient, run_id: UUID) -> FlowRun:
+    """The step's flow run.
+
+    Raises:
+        NotFoundError: there is none, or it is another flow's.
+        ServiceUnavailableError: Prefect's server is away.
+    """
+    async with answering(client):
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+        found = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=chosen)
+    if not found:
+        raise NotFoundError("step", str(run_id))
+    return found[0]
+
+
+@asynccontextmanager
+async def answering(client: PrefectClient) -> AsyncIterator[None]:
+    """Names Prefect's server where it doesn't answer, or not in time."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            yield
+    except (httpx.TransportError, TimeoutError) as error:
+        raise ServiceUnavailableError("Prefect server", str(client.api_url)) from error
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code < 500:
+            raise
+        raise ServiceUnavailableError("Prefect server", str(client.api_url)) from error
+
+
+def _pending(call: Asked) -> PendingView:
+    known = call.model_dump(include=set(PendingCall.model_fields))
+    verdicts = list(VERDICTS[call.kind])
+    return PendingView(**known, verdicts=verdicts, call_digest=call.digest, deadline_at=call.deadline_at)
