@@ -34,7 +34,6 @@ AWAY = (
     ServiceUnavailableError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
-    asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
 
@@ -109,6 +108,8 @@ class Lease:
         self._connection: asyncpg.Connection | None = None
         self._locked = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread
+        self._beating: asyncio.Task[Any] | None = None
         self._pid = os.getpid()
 
     @classmethod
@@ -124,7 +125,8 @@ class Lease:
         if lease is None or lease._pid != os.getpid():
             lease = _leases[step_id] = cls(database, step_id)
             taken: Future[None] = Future()
-            threading.Thread(target=lease._live, args=[taken], name=f"lease {step_id}", daemon=True).start()
+            lease._thread = threading.Thread(target=lease._live, args=[taken], name=f"lease {step_id}", daemon=True)
+            lease._thread.start()
             try:
                 await asyncio.wrap_future(taken)
             except BaseException:
@@ -146,6 +148,14 @@ class Lease:
         assert self._loop is not None, "a lease is acquired before it is released"
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(self._resign), self._loop))
 
+    async def close(self) -> None:
+        """Let go of the step before the process ends: for processes that do other things afterwards, such as tests."""
+        _leases.pop(self.step_id, None)
+        assert self._loop is not None, "a lease is acquired before it is closed"
+        if self._thread.is_alive() and self._beating is not None:
+            self._loop.call_soon_threadsafe(self._beating.cancel)
+            await asyncio.to_thread(self._thread.join)
+
     def superseded(self) -> NoReturn:
         """Another attempt acts for the step: end, with one line in the log and nothing to Prefect."""
         line = f"Step '{self.step_id}': attempt {self.attempt} was superseded; this process ends."
@@ -156,26 +166,34 @@ class Lease:
     # From here on, all is within the lease's own thread.
 
     def _live(self, taken: "Future[None]") -> None:
-        asyncio.run(self._hold(taken))
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._hold(taken))
 
     async def _hold(self, taken: "Future[None]") -> None:
         self._loop = asyncio.get_running_loop()
+        self._beating = asyncio.current_task()
         try:
             await self._patiently(self._take)
         except BaseException as error:
             taken.set_exception(error)
             return
         taken.set_result(None)
-        while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            try:
-                await self._beat()
-            except AWAY:
-                await self._disconnect()
-            except Exception:
-                # The thread is the process's only sign of life: whatever this is, the next beat may do.
-                logging.getLogger(__name__).exception("A heartbeat failed")
-                await self._disconnect()
+        try:
+            while True:
+                await asyncio.sleep(BEAT_SECONDS)
+                await self._try_to_beat()
+        finally:
+            await self._disconnect()
+
+    async def _try_to_beat(self) -> None:
+        try:
+            await self._beat()
+        except AWAY:
+            await self._disconnect()
+        except Exception:
+            # The thread is the process's only sign of life: whatever this is, the next beat may do.
+            logging.getLogger(__name__).exception("A heartbeat failed")
+            await self._disconnect()
 
     async def _patiently(self, work: Any) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE
@@ -183,7 +201,7 @@ class Lease:
             try:
                 await work()
                 return
-            except AWAY as error:
+            except (*AWAY, asyncpg.InterfaceError) as error:  # the latter from a transaction on a lost connection
                 await self._disconnect()
                 if asyncio.get_running_loop().time() > deadline:
                     raise ServiceUnavailableError("database", self._database.shown) from error

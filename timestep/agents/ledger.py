@@ -307,13 +307,21 @@ class DatabaseLedger:
         while True:
             try:
                 async with self._turn:
-                    if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._database.connect(timeout=10)
-                    return await work(self._connection)
+                    return await self._connected(work)
             except AWAY as error:
                 if loop.time() > deadline:
                     raise ServiceUnavailableError("database", self._database.shown) from error
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _connected(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._database.connect(timeout=10)
+        try:
+            return await work(self._connection)
+        except (*AWAY, asyncio.CancelledError):
+            # What was under way may still be: another use of this connection would be refused.
+            self._connection.terminate()
+            raise
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ The ledger decides whether a unit runs; Prefect shows it, and keeps no result of
 record makes no task run.
 """
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
@@ -59,8 +60,9 @@ async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
 
     async def work() -> None:
         result = await call()
-        # Within the task: what Prefect shows as completed is on the record.
-        await ledger.finish(begin.position, result)
+        # Within the task: what Prefect shows as completed is on the record. Shielded: what was done is recorded,
+        # even if nobody waits for it any more, such as a parallel call of one that failed.
+        await asyncio.shield(ledger.finish(begin.position, result))
         results.append(result)
 
     if FlowRunContext.get() is None:

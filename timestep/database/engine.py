@@ -19,6 +19,8 @@ PREFECT, TIMESTEP = "prefect", "timestep"
 # How the same server is written; it is always spoken to by asyncpg.
 _DRIVERS = {"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"}
 _NO_PRIVILEGE = "42501"
+# How a server answers that is starting, ending, or full.
+_AWAY = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.TooManyConnectionsError)
 # Held while databases are created and tables migrated, so that processes starting together take turns.
 _LOCK = text("select pg_advisory_xact_lock(7489271, 1)")
 
@@ -144,7 +146,7 @@ class Database:
         """Names the server that a connection could not be made to, and why where it answered."""
         try:
             yield
-        except (OSError, asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError) as error:
+        except (OSError, *_AWAY) as error:
             raise ServiceUnavailableError("database", self.shown) from error
         except asyncpg.PostgresError as error:
             raise UsageError(f"Database '{self.shown}' refuses: {error}") from error
