@@ -129,7 +129,7 @@ class _Service:
         if postgres is not None:
             self.settings = _with(self.settings, database_url=postgres.url)
         database = Database(str(self.settings.database_url))
-        state = ServiceState(urls=self._urls(), storage=self.settings.storage)
+        state = ServiceState(urls=self._urls(), storage=self.settings.storage, database=str(self.settings.database_url))
         state.save(self.settings)
         await self._ready(self._watchdog())
         if postgres is not None:

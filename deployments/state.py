@@ -44,8 +44,8 @@ class ChildState(BaseModel):
 class ServiceState(BaseModel):
     """What `timestep status` shows; ``process_started`` is the parent's start in seconds since the epoch.
 
-    ``storage`` is the URL of the object store with its secrets, for commands from another shell: it's in the file,
-    which its owner alone may read, and in no other dump.
+    ``storage`` and ``database`` are the URLs of the object store and of PostgreSQL with their secrets, for commands
+    from another shell: they're in the file, which its owner alone may read, and in no other dump.
     """
 
     pid: int = Field(default_factory=os.getpid)
@@ -54,6 +54,7 @@ class ServiceState(BaseModel):
     ready: bool = False
     urls: Urls
     storage: str = Field(exclude=True, repr=False)
+    database: str = Field("", exclude=True, repr=False)
     children: dict[str, ChildState] = {}
 
     def is_alive(self) -> bool:
@@ -72,7 +73,8 @@ class ServiceState(BaseModel):
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         partial.touch(mode=0o600, exist_ok=False)
-        partial.write_text(json.dumps(self.model_dump(mode="json") | {"storage": self.storage}, indent=2))
+        secrets = {"storage": self.storage, "database": self.database}
+        partial.write_text(json.dumps(self.model_dump(mode="json") | secrets, indent=2))
         partial.replace(path)
 
 

@@ -15,6 +15,7 @@ from timestep.settings import Settings
 
 URLS = Urls(api="a", prefect_ui="b", prefect_api="c", model_server="d", database="postgresql://h/postgres")
 STORAGE = "s3://KEY:s3cret@bucket?endpoint=http://127.0.0.1:9000"
+DATABASE = "postgresql://somebody:s3cret@h/postgres"
 
 
 @pytest.fixture
@@ -46,16 +47,18 @@ def test_the_databases_url_carries_no_password(url: str, shown: str, secret: str
     assert "ret" not in database
 
 
-def test_storage_is_told_with_its_secrets_in_the_file_alone_and_to_its_owner_alone(settings: Settings) -> None:
+def test_storage_and_database_are_told_with_their_secrets_in_the_file_alone_and_to_its_owner_alone(
+    settings: Settings,
+) -> None:
     mask = os.umask(0)
     try:
-        state = ServiceState(urls=URLS, storage=STORAGE)
+        state = ServiceState(urls=URLS, storage=STORAGE, database=DATABASE)
         state.save(settings)
     finally:
         os.umask(mask)
     read = load_state(settings)
     assert read is not None
-    assert read.storage == STORAGE
+    assert (read.storage, read.database) == (STORAGE, DATABASE)
     assert "s3cret" not in f"{state.model_dump_json()} {state!r}"
     assert stat.S_IMODE(state_path(settings).stat().st_mode) == 0o600
 
