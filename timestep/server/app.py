@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from timestep.models.errors import install_error_handlers
-from timestep.server import chat, health, models
+from timestep.server import chat, health, models, steps
+from timestep.server.records import Housekeeper
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
@@ -17,11 +18,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}")
+        app.state.housekeeper = Housekeeper(settings)
         yield
+        await app.state.housekeeper.close()
         await app.state.upstream.close()
 
     app = FastAPI(title="Timestep", lifespan=lifespan)
     install_error_handlers(app)
-    for group in (health, models, chat):
+    for group in (health, models, chat, steps):
         app.include_router(group.router)
     return app

@@ -2,7 +2,7 @@
 
 from timestep.steps.control import cancel, resume
 from timestep.steps.decisions import CallDecision, decide, go_on, sweep
-from timestep.steps.views import StepStatus, StepView, find, read, view
+from timestep.steps.views import StepStatus, StepView, ended, find, read, view
 
 __all__ = [
     "CallDecision",
@@ -10,6 +10,7 @@ __all__ = [
     "StepView",
     "cancel",
     "decide",
+    "ended",
     "find",
     "go_on",
     "read",

@@ -10,6 +10,7 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
+from pydantic import ConfigDict
 
 from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked, decided, expire
 from timestep.agents.waiting import Decision, Kind
@@ -25,6 +26,8 @@ class CallDecision(Decision):
 
     ``digest``, if given, must be that of the call as it waits now.
     """
+
+    model_config = ConfigDict(extra="forbid")
 
     call: str | None = None
     digest: str | None = None

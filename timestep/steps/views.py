@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -140,9 +140,10 @@ async def view(client: PrefectClient, database: Database, run_id: UUID, storage_
         decided=[call for call in asked if call.status != PENDING],
     )
     if status is StepStatus.SUCCEEDED:
-        returned = await runs.result(run, storage_url)
-        seen.result = returned if isinstance(returned, dict) else returned.model_dump(mode="json")
-        seen.output = (seen.result or {}).get("output")
+        with suppress(NotFoundError):  # done, though storage holds its result no more
+            returned = await runs.result(run, storage_url)
+            seen.result = returned if isinstance(returned, dict) else returned.model_dump(mode="json")
+            seen.output = seen.result.get("output")
     elif status in ENDED:
         seen.error = await error_of(run, storage_url)
     return seen
@@ -165,10 +166,25 @@ def status_of(run: FlowRun, pending: Iterable[PendingCall]) -> StepStatus:
     return StepStatus.IN_PROGRESS
 
 
+async def ended(client: PrefectClient, run_id: UUID) -> dict[str, Any] | None:
+    """What the step's ``step.finished`` says, had its process been able to write one; None while it may go on.
+
+    Raises:
+        ServiceUnavailableError: Prefect's server is away.
+    """
+    try:
+        run = await read(client, run_id)
+    except NotFoundError:
+        return {"status": StepStatus.CANCELLED, "error": "The flow run was deleted."}
+    status = status_of(run, [])
+    return {"status": status, "error": await error_of(run)} if status in ENDED else None
+
+
 async def error_of(run: FlowRun, storage_url: str = "") -> str | None:
     """Why the run ended without a result, in one line."""
     try:
-        await runs.result(run, storage_url)
+        if run.state is None or not run.state.is_completed():
+            await runs.result(run, storage_url)
     except RunFailedError as error:
         return str(error)
     return None

@@ -1,0 +1,160 @@
+"""/v1/steps: a step as it stands, the decisions that it waits for, and what happens in it, live.
+
+The events are server-sent events (HTML standard, section 9.2): a client that comes back with the id of the last one
+it got, as every EventSource does, gets each of the others once, whichever server it comes to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import anyio
+from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from timestep.errors import NotFoundError, UsageError
+from timestep.server.records import Housekeeper, Records
+
+if TYPE_CHECKING:
+    from timestep.agents.events import Event
+
+router = APIRouter(prefix="/v1/steps")
+
+HEARTBEAT_SECONDS = 10.0
+RETRY_MILLISECONDS = 1000  # after which a client whose stream broke comes back
+HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+HTTP = "the HTTP API"  # who decided, where the request doesn't say it
+
+
+@router.get("/{step}")
+async def get_step(step: str, request: Request) -> JSONResponse:
+    """The step's status, what it waits for, and its output once it has one."""
+    from timestep import steps
+
+    records, step_id = await _records(request, step)
+    seen = await steps.view(records.client, records.database, step_id, records.storage_url)
+    return JSONResponse(seen.model_dump(mode="json", by_alias=True))
+
+
+@router.post("/{step}/approvals")
+async def decide(step: str, body: Annotated[dict[str, Any], Body()], request: Request) -> JSONResponse:
+    """Decide of calls that wait; answers with the step as it stands then.
+
+    The body is ``{"decisions": [decision, …], "by": "who"}``, or a single decision: ``{"call": id or position,
+    "verdict": "approve" | "reject" | "answer" | "run_again" | "result" | "fail", "text": "…", "always": false,
+    "digest": "of the call"}``. ``call`` may be left out while only one call waits.
+    """
+    from timestep import steps
+
+    records, step_id = await _records(request, step)
+    by = body.pop("by", None) or HTTP
+    if not isinstance(by, str):
+        raise UsageError("'by': a text is expected, the name of who decides.")
+    decisions = _decisions(body)
+    await steps.decide(records.client, records.database, step_id, decisions, by)
+    return await get_step(step, request)
+
+
+@router.get("/{step}/events")
+async def events(
+    step: str,
+    request: Request,
+    after: Annotated[str | None, Query()] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The step's events as server-sent events, from its first or from the one after ``Last-Event-ID``, to its end."""
+    from timestep import steps
+    from timestep.agents.event_feed import read_events
+    from timestep.agents.events import FINISHED
+
+    records, step_id = await _records(request, step)
+    since = _event_id(last_event_id or after or "0")
+    run = await steps.read(records.client, step_id)
+    if run.state is not None and run.state.is_final() and not run.state.is_crashed():
+        # 204 tells an EventSource that there is nothing to come back for.
+        had = await read_events(records.database, str(step_id), since - 1, 2)
+        if len(had) == 1 and had[0].id == since and had[0].type == FINISHED:
+            return Response(status_code=204)
+    else:
+        await read_events(records.database, str(step_id), since, 1)  # a database that is away is said before the stream
+
+    async def ended() -> dict[str, Any] | None:
+        return await steps.ended(records.client, step_id)
+
+    housekeeper: Housekeeper = request.app.state.housekeeper
+    stream = _stream(records.feed.watch(str(step_id), since, ended), housekeeper.leaving)
+    return StreamingResponse(stream, headers=HEADERS, media_type="text/event-stream")
+
+
+async def _stream(source: AsyncGenerator[Event], leaving: asyncio.Event) -> AsyncGenerator[bytes]:
+    """The events as they come, a comment now and then while none does. Closes ``source`` whatever happens."""
+    gone = asyncio.ensure_future(leaving.wait())
+    following: asyncio.Future[Event | None] | None = None
+    try:
+        yield f"retry: {RETRY_MILLISECONDS}\n: watching\n\n".encode()
+        while True:
+            following = following or asyncio.ensure_future(_next(source))
+            await asyncio.wait((following, gone), timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                event, following = following.result(), None
+                if event is None:
+                    return
+                yield _frame(event)
+            elif gone.done():
+                return
+            else:
+                yield b": \n\n"
+    finally:
+        gone.cancel()
+        with anyio.CancelScope(shield=True):
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            await source.aclose()
+
+
+async def _next(source: AsyncGenerator[Event]) -> Event | None:
+    return await anext(source, None)
+
+
+def _frame(event: Event) -> bytes:
+    data = {"type": event.type, "position": event.position, "created_at": event.created_at.isoformat(), **event.data}
+    # JSON has no line breaks of its own; an event that no step wrote has no id to come back with.
+    number = f"id: {event.id}\n" if event.id else ""
+    return f"{number}event: {event.type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def _decisions(body: dict[str, Any]) -> list[Any]:
+    """The decisions of a request. UsageError says which field is wrong, and how."""
+    from pydantic import ValidationError
+
+    from timestep.steps import CallDecision
+
+    given = body.get("decisions", [body])
+    if not isinstance(given, list) or not given:
+        raise UsageError("'decisions': a list of at least one decision is expected.")
+    try:
+        return [CallDecision.model_validate(one) for one in given]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"'{where}': {first['msg']}." if where else f"{first['msg']}.") from error
+
+
+def _event_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise UsageError(f"'{text}' is no id of an event. Give the id of the last one you got, or none.")
+    return int(text)
+
+
+async def _records(request: Request, step: str) -> tuple[Records, UUID]:
+    try:
+        step_id = UUID(step)
+    except ValueError:
+        raise NotFoundError("step", step) from None
+    housekeeper: Housekeeper = request.app.state.housekeeper
+    return await housekeeper.records(), step_id
