@@ -1,6 +1,9 @@
 """The default agent's tools: a calculator, a clock, and files in a workspace of its own in storage."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -15,6 +18,33 @@ from timestep.errors import NotFoundError, UsageError
 
 MAX_FILE_CHARACTERS = 20_000
 
+_key: ContextVar[str | None] = ContextVar("idempotency_key", default=None)
+
+
+def idempotency_key() -> str:
+    """The key of the tool call that is running: the same when a call is made again, 64 hexadecimal digits.
+
+    A call that a crash cut in the middle is made again, at least once: a tool that passes this key on to where it
+    acts, or looks whether it has acted under it, acts once.
+
+    Raises:
+        UsageError: no tool of a step is running.
+    """
+    key = _key.get()
+    if key is None:
+        raise UsageError("An idempotency key is of a tool's call, and none is running within a step.")
+    return key
+
+
+@contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """Within, the call that runs has this key; a tool's thread gets it too."""
+    token = _key.set(key)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
 
 @dataclass
 class StepContext:
@@ -24,6 +54,11 @@ class StepContext:
     agent: str
     store: ObjectStore
     workspace: str
+
+    @property
+    def idempotency_key(self) -> str:
+        """See :func:`idempotency_key`."""
+        return idempotency_key()
 
     def key(self, path: str) -> str:
         """Storage key of a workspace file; paths that lead out of the workspace are refused."""

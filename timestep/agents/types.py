@@ -66,6 +66,23 @@ class InferenceSettings(BaseModel):
     tool_choice: ToolChoice = Field(
         ToolChoice.AUTO, title="Tool choice", description="Whether the model may, must or must not call a tool."
     )
+    stream: bool = Field(True, title="Stream", description="Tell the model's words to watchers as they come.")
+    model_timeout: float | None = Field(
+        1800,
+        gt=0,
+        title="Model timeout",
+        description="Seconds one try of a model call may take; empty for no end.",
+    )
+    model_retries: int = Field(
+        5,
+        ge=0,
+        le=100,
+        title="Model retries",
+        description="More tries of a model call after rate limits and faults.",
+    )
+    tool_timeout: float | None = Field(
+        3600, gt=0, title="Tool timeout", description="Seconds that one tool call may take; empty for no end."
+    )
 
 
 class TrainingSettings(BaseModel):
@@ -119,6 +136,7 @@ class Usage(BaseModel):
     input_tokens: int = 0
     output_tokens: int = 0
     total_tokens: int = 0
+    cost: float | None = Field(0.0, description="USD; local models cost nothing. Empty where a price isn't known.")
 
 
 class ToolCall(BaseModel):

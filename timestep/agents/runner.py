@@ -1,0 +1,58 @@
+"""The SDK's runner within a step: every run, whoever starts it, is a run of recorded calls."""
+
+from dataclasses import replace
+from typing import Any
+
+from agents import Agent, RunConfig, RunResult, RunResultStreaming, RunState
+from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
+from agents.run_config import _coerce_run_config
+
+from timestep.agents.graph import Graph
+from timestep.agents.guardrails import scoped
+from timestep.agents.step import Run, scope
+
+
+class DurableRunner(AgentRunner):
+    """Outside a step it is the SDK's runner as it is."""
+
+    async def run(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:
+        here = scope.get()
+        if here is None:
+            return await super().run(starting_agent, input, **kwargs)
+        return await self.run_as(here.start(isinstance(input, RunState)), starting_agent, input, **kwargs)
+
+    def run_streamed(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResultStreaming:
+        here = scope.get()
+        if here is None:
+            return super().run_streamed(starting_agent, input, **kwargs)
+        run = here.start(isinstance(input, RunState))
+        # The run goes on in a task that keeps the context it is started in.
+        with run.entered():
+            return super().run_streamed(self._clone(run, starting_agent, kwargs), input, **kwargs)
+
+    async def run_as(self, run: Run, agent: Agent[Any], input: Any, **kwargs: Any) -> RunResult:
+        """The SDK's run, as this run of a step."""
+        with run.entered():
+            return await super().run(self._clone(run, agent, kwargs), input, **kwargs)
+
+    def _clone(self, run: Run, agent: Agent[Any], kwargs: dict[str, Any]) -> Agent[Any]:
+        """The agent's clone for this run; takes the run's configuration out of ``kwargs`` and puts its own there."""
+        given = kwargs.get("run_config")
+        config = run.configure(RunConfig(tracing_disabled=True) if given is None else _coerce_run_config(given))
+        guardrails: dict[str, Any] = {
+            name: scoped(getattr(config, name), lambda *_: run.path.rstrip("/") or "run")
+            for name in ("input_guardrails", "output_guardrails")
+        }
+        kwargs["run_config"] = replace(config, **guardrails)
+        run.graph = run.graph or Graph(run)
+        return run.graph.clone(agent)
+
+
+def runner() -> DurableRunner:
+    """The process's runner, which from now on the SDK uses for the runs that agents-as-tools start."""
+    installed = get_default_agent_runner()
+    if isinstance(installed, DurableRunner):
+        return installed
+    durable = DurableRunner()
+    set_default_agent_runner(durable)
+    return durable

@@ -1,0 +1,231 @@
+"""A tool whose every call is one recorded unit, at the place of the call in the model's response."""
+
+import copy
+import hashlib
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from agents import FunctionTool
+from agents.agent_tool_state import get_agent_tool_state_scope, peek_agent_tool_run_result
+from agents.tool import Tool, _FailureHandlingFunctionToolInvoker
+
+from timestep.agents.ask import is_question
+from timestep.agents.declarations import runs_once
+from timestep.agents.guardrails import scoped
+from timestep.agents.ledger import Begin, Ledger, Recorded
+from timestep.agents.outputs import as_json, from_json
+from timestep.agents.step import CallRecord, Run, Scope, Stop, present
+from timestep.agents.tool_tries import ToolTries
+from timestep.agents.tools import keyed
+from timestep.agents.units import fingerprint, unit
+from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict, call_digest
+from timestep.errors import TimestepError
+
+KIND = "tool-call"
+
+
+def durable_tool(tool: Tool, run: Run) -> Tool:
+    """A copy of a function tool whose every call is a recorded unit; other tools run at the provider."""
+    if not isinstance(tool, FunctionTool):
+        return tool
+    durable = copy.copy(tool)
+    durable.on_invoke_tool = _Invoker(tool)
+    # Within the unit instead: what a call comes to by its end of time is on the record too.
+    durable.timeout_seconds = None
+    durable.tool_input_guardrails = scoped(tool.tool_input_guardrails, _of_call)
+    durable.tool_output_guardrails = scoped(tool.tool_output_guardrails, _of_call)
+    policy = tool.needs_approval
+    if callable(policy):
+
+        async def needs_approval(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
+            needed = await policy(context, arguments, call_id)
+            if not needed:
+                run.unattended.add(call_id)
+            return needed
+
+        durable.needs_approval = needs_approval
+    return durable
+
+
+def idempotency_key(step_id: str, position: str) -> str:
+    """sha256 (hex) of what a call is: equal whenever the same call is made again, whatever process makes it."""
+    return hashlib.sha256(f"{step_id}\n{position}".encode()).hexdigest()
+
+
+def _of_call(data: Any) -> str:
+    """Where the guardrails of a tool's call stand."""
+    return present().positions[data.context.tool_call_id]
+
+
+class _Invoker(_FailureHandlingFunctionToolInvoker):
+    """The invoker of a durable tool: of the SDK's own class, which lets approval policies see prepared arguments."""
+
+    def __init__(self, tool: FunctionTool) -> None:
+        self._tool = tool
+        self._invoke_tool_impl = getattr(tool.on_invoke_tool, "_invoke_tool_impl", tool.on_invoke_tool)
+
+    def __agents_bind_function_tool__(self, function_tool: FunctionTool) -> "_Invoker":
+        return self
+
+    async def __call__(self, ctx: Any, input: str) -> Any:
+        run = present()
+        return await _ToolCall(self._tool, run, run.positions[ctx.tool_call_id], ctx, input).answer()
+
+
+@dataclass(frozen=True)
+class _Interrupted:
+    """What an agent that serves as a tool returned while a call below it waits for a person: not its result."""
+
+    output: Any
+
+
+@dataclass(frozen=True)
+class _OpenEnded:
+    """The ledger, for a call that may return without having come to its end."""
+
+    ledger: Ledger
+
+    async def begin(self, call: Begin) -> Recorded | None:
+        return await self.ledger.begin(call)
+
+    async def finish(self, position: str, result: Any) -> None:
+        if not isinstance(result, _Interrupted):
+            await self.ledger.finish(position, result)
+
+
+@dataclass
+class _ToolCall:
+    """One call of a tool."""
+
+    tool: FunctionTool
+    run: Run
+    position: str
+    context: Any
+    arguments: str
+    executed: bool = False
+    error: BaseException | None = None
+
+    async def answer(self) -> Any:
+        """What the call returned, from the record where it had finished."""
+        step, started = self.run.step, time.perf_counter()
+        record = CallRecord(self.position, "tool", self.tool.name)
+        try:
+            result = await self._recorded()
+        except Stop:
+            raise
+        except BaseException:
+            record.seconds = time.perf_counter() - started
+            step.calls.append(record)
+            raise
+        if isinstance(result, _Interrupted):
+            return result.output
+        record.seconds = result["seconds"]
+        step.calls.append(record)
+        tries = ToolTries.of(self.tool, step.policy, self.context, self.arguments)
+        tries.failure_handled = result.get("failed", False)
+        if self.executed:
+            step.events.publish(
+                "call.finished", self.position, kind=KIND, name=self.tool.name, seconds=record.seconds, replayed=False
+            )
+        if not self.run.path:
+            output = result["output"]
+            content = output if isinstance(output, str) else json.dumps(output)
+            step.messages.append({"role": "tool", "tool_call_id": self.context.tool_call_id, "content": content})
+        return from_json(self.tool, result["output"])
+
+    async def _recorded(self) -> Any:
+        """The unit's result. An error of the record, which is none of the tool, stops the step."""
+        begin, given = await self._begin()
+        # An agent that serves as a tool may stop for a person below it.
+        ledger: Any = _OpenEnded(self.run.step.ledger) if self.tool._is_agent_tool else self.run.step.ledger
+
+        async def call() -> Any:
+            self.executed = True
+            try:
+                return await self._execute() if given is None else {"output": given, "seconds": 0.0}
+            except BaseException as error:
+                self.error = error
+                raise
+
+        try:
+            return await unit(ledger, begin, call)
+        except Exception as error:
+            if error is self.error:
+                raise
+            raise Stop(error) from error
+
+    async def _begin(self) -> tuple[Begin, str | None]:
+        """How the call begins, and its result where a person has given that."""
+        step, digest = self.run.step, call_digest(self.tool.name, self.arguments)
+        asked = {"tool": self.tool.name, "arguments": self.arguments}
+        begin = Begin(
+            self.position,
+            KIND,
+            self.tool.name,
+            fingerprint(asked),
+            once=self._once(),
+            request=asked | {"agent": self.context.agent.name, "call_id": self.context.tool_call_id},
+        )
+        kind, decision = step.granted.get(self.position, (None, None))
+        if kind is Kind.QUESTION and decision is not None:
+            return begin, decision.text or ""  # nothing runs: that may begin as often as it likes
+        if any(unit.position == self.position for unit in step.ledger.cut()):
+            decision = await self._decide_cut()
+            given = (decision.text or "") if decision.verdict is Verdict.RESULT else None
+            return replace(begin, consume=(Kind.CUT, digest)), given
+        if kind is Kind.APPROVAL and begin.once:
+            return replace(begin, consume=(Kind.APPROVAL, digest)), None
+        return begin, None
+
+    def _once(self) -> bool:
+        """Whether the call, cut in the middle, must not run again by itself.
+
+        An agent that serves as a tool does nothing itself: its calls do, and have units of their own.
+        """
+        if self.tool._is_agent_tool or is_question(self.tool):
+            return False
+        approved = self.tool.needs_approval is not False and self.context.tool_call_id not in self.run.unattended
+        return approved or runs_once(self.tool)
+
+    async def _decide_cut(self) -> Decision:
+        """What a person says of this call, which a crash has cut; asked up front, as a rule."""
+        step = self.run.step
+        decision = step.decisions.get(self.position)
+        if decision is None:
+            call = PendingCall(
+                position=self.position,
+                kind=Kind.CUT,
+                call_id=self.context.tool_call_id,
+                agent=self.context.agent.name,
+                tool=self.tool.name,
+                arguments=self.arguments,
+            )
+            try:
+                decision = (await step.decide([call]))[self.position]
+            except Exception as error:
+                raise Stop(error) from error
+        if decision.verdict is Verdict.FAIL:
+            why = f": {decision.text}" if decision.text else ""
+            raise Stop(
+                TimestepError(f"The call of '{self.tool.name}' at '{self.position}' was cut, and decided to fail{why}.")
+            )
+        return decision
+
+    async def _execute(self) -> Any:
+        step, started = self.run.step, time.perf_counter()
+        step.events.publish("call.started", self.position, kind=KIND, name=self.tool.name, attempt=step.attempt)
+        tries = ToolTries.of(self.tool, step.policy, self.context, self.arguments)
+        with Scope(step, f"{self.position}/").entered(), keyed(idempotency_key(step.step_id, self.position)):
+            output = await tries.output()
+        if self._is_interrupted():
+            return _Interrupted(output)
+        result = {"output": as_json(self.tool, output), "seconds": round(time.perf_counter() - started, 6)}
+        return result | {"failed": True} if tries.failure_handled else result
+
+    def _is_interrupted(self) -> bool:
+        if not self.tool._is_agent_tool or self.context.tool_call is None:
+            return False
+        nested = peek_agent_tool_run_result(self.context.tool_call, scope_id=get_agent_tool_state_scope(self.context))
+        return bool(getattr(nested, "interruptions", None))
