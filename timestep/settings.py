@@ -4,13 +4,14 @@ Nothing else in the project reads the environment. Child processes get theirs fr
 :meth:`Settings.environment`, so that a service and its flow runs agree on every value.
 """
 
+import json
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -54,11 +55,33 @@ class Settings(BaseSettings):
     )
     prefect_api_url: str | None = Field(None, description="Prefect API, where it is not the service's own.")
     model_server_url: str | None = Field(None, description="Model server, set by the service for its flow runs.")
+    providers: SecretStr = Field(
+        SecretStr(""),
+        description="OpenAI-compatible servers by the prefix of their models: 'lab=http://127.0.0.1:8080/v1,…', "
+        'or JSON: {"lab": {"base_url": "http://127.0.0.1:8080/v1", "api_key": "…"}}.',
+    )
+    ollama_host: str | None = Field(
+        None,
+        validation_alias=AliasChoices("TIMESTEP_OLLAMA_HOST", "OLLAMA_HOST", "ollama_host"),
+        description="Ollama server of models named ollama/NAME; default: http://127.0.0.1:11434.",
+    )
+    ollama_api_key: SecretStr | None = Field(
+        None,
+        validation_alias=AliasChoices("TIMESTEP_OLLAMA_API_KEY", "OLLAMA_API_KEY", "ollama_api_key"),
+        description="Key to Ollama's cloud, which then answers for ollama/NAME-cloud, and for every ollama/NAME "
+        "where no Ollama host is named.",
+    )
 
     @field_validator("agents", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _providers_as_text(cls, value: object) -> object:
+        # Kept as the secret text that it is in the environment: no error and no log quotes the keys in it.
+        return json.dumps(value) if isinstance(value, dict) else value
 
     @field_validator("home", "toolchain")
     @classmethod
@@ -112,6 +135,8 @@ class Settings(BaseSettings):
         """The ``TIMESTEP_*`` variables that make a child process load equal settings."""
         values = self.model_dump(mode="json", exclude_none=True)
         values["agents"] = os.pathsep.join(str(path.absolute()) for path in self.agents)
+        secrets = {name: value for name, value in self if isinstance(value, SecretStr)}
+        values |= {name: value.get_secret_value() for name, value in secrets.items()}
         return {f"TIMESTEP_{name.upper()}": str(value) for name, value in values.items()}
 
 
