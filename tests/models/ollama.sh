@@ -20,4 +20,3 @@ for library in nlohmann miniaudio stb; do
 done
 cd source
 CGO_ENABLED=1 CGO_CFLAGS="-O2 -g0" CGO_CXXFLAGS="-O2 -g0" go build -trimpath -buildvcs=false -ldflags "-s -w" -o "$out/ollama" .
-"$out/ollama" --version
