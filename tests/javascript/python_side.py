@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 from agents import (
     Agent,
     FunctionTool,
@@ -11,12 +12,14 @@ from agents import (
     InputGuardrail,
     Model,
     ModelResponse,
+    OpenAIResponsesModel,
     RunConfig,
     Runner,
     RunState,
     Usage,
     handoff,
 )
+from openai import AsyncOpenAI
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 from pydantic import TypeAdapter
@@ -53,6 +56,22 @@ class PlannedModel(Model):
         raise NotImplementedError
 
 
+def wire_model(log: dict[str, list[Any]]) -> Model:
+    """OpenAI's own model over a connection that ends here: what it would have sent is kept."""
+
+    def keep(request: httpx.Request) -> httpx.Response:
+        log["requests"].append(json.loads(request.content))
+        text = {"type": "output_text", "text": "over the wire", "annotations": []}
+        message = {"type": "message", "id": "msg_w", "role": "assistant", "status": "completed", "content": [text]}
+        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+        details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+        fixed = {"id": "resp_w", "object": "response", "created_at": 0, "model": "m", "status": "completed"}
+        return httpx.Response(200, json={**fixed, "output": [message], "usage": {**usage, **details}})
+
+    client = AsyncOpenAI(api_key="none", http_client=httpx.AsyncClient(transport=httpx.MockTransport(keep)))
+    return OpenAIResponsesModel("m", client)
+
+
 def answer(turn: Any, agent: str) -> list[Any]:
     if isinstance(turn, str):
         text = ResponseOutputText(text=turn, type="output_text", annotations=[])
@@ -87,7 +106,7 @@ class PythonSide:
 
     def __init__(self, description: Description) -> None:
         self.description = description
-        self.log: dict[str, list[Any]] = {"models": [], "ran": [], "guardrails": []}
+        self.log: dict[str, list[Any]] = {"models": [], "requests": [], "ran": [], "guardrails": []}
         self.agents: dict[str, Agent[Any]] = {}
         self.agent = self.make(next(iter(description)))
 
@@ -95,7 +114,7 @@ class PythonSide:
         if name in self.agents:
             return self.agents[name]
         spec = self.description[name]
-        model = PlannedModel(name, spec["plan"], self.log)
+        model = wire_model(self.log) if spec["plan"] == "wire" else PlannedModel(name, spec["plan"], self.log)
         agent: Agent[Any] = Agent(name=name, instructions=f"You are {name}.", model=model)
         self.agents[name] = agent
         agent.tools = [self.tool(tool) for tool in spec.get("tools", [])]

@@ -2,7 +2,8 @@
 // Agents are built from the same descriptions as in agents_by_description.py; no network is used.
 
 import { createInterface } from 'node:readline';
-import { Agent, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
+import OpenAI from 'openai';
+import { Agent, OpenAIResponsesModel, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
 
 const traces = [];
 setTraceProcessors([]);
@@ -31,6 +32,18 @@ class PlannedModel {
   getStreamedResponse() { throw new Error('not planned'); }
 }
 
+/** OpenAI's own model over a connection that ends here: what it would have sent is kept. */
+function wireModel(log) {
+  const fetch = async (url, options) => {
+    log.requests.push(JSON.parse(options.body));
+    const message = { type: 'message', id: 'msg_w', role: 'assistant', status: 'completed', content: [{ type: 'output_text', text: 'over the wire', annotations: [] }] };
+    const usage = { input_tokens: 1, output_tokens: 1, total_tokens: 2, input_tokens_details: { cached_tokens: 0 }, output_tokens_details: { reasoning_tokens: 0 } };
+    const body = { id: 'resp_w', object: 'response', created_at: 0, model: 'm', status: 'completed', output: [message], usage };
+    return new Response(JSON.stringify(body), { headers: { 'content-type': 'application/json' } });
+  };
+  return new OpenAIResponsesModel(new OpenAI({ apiKey: 'none', fetch }), 'm');
+}
+
 function answer(turn, agent) {
   if (typeof turn === 'string') {
     return [{ type: 'message', id: `msg_${agent}`, role: 'assistant', status: 'completed', content: [{ type: 'output_text', text: turn }] }];
@@ -45,7 +58,7 @@ function build(description, log) {
   const make = (name) => {
     if (agents[name]) return agents[name];
     const { plan, tools = [], handoffs = [], delegates = [], guardrails = [] } = description[name];
-    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: new PlannedModel(name, plan, log) });
+    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: plan === 'wire' ? wireModel(log) : new PlannedModel(name, plan, log) });
     agent.tools = tools.map((spec) => tool({
       name: spec.name,
       description: spec.name,
@@ -84,7 +97,7 @@ const pending = (state) => state.getInterruptions().map((item) => ({
 
 /** start: from the beginning; resume: from a state's text. Then decide, and run on unless `run` is false. */
 async function serve({ agents, input, context, state: text, decisions = [], run = true, conversation }) {
-  const log = { models: [], ran: [], guardrails: [] };
+  const log = { models: [], requests: [], ran: [], guardrails: [] };
   traces.length = 0;
   const agent = build(agents, log);
   const runner = new Runner({ workflowName: 'desk work', groupId: 'group-1', traceMetadata: { tenant_id: 't1' } });

@@ -114,8 +114,8 @@ def decide(state: State, decided: Decided, agents: Mapping[str, Agent[Any]]) -> 
     pending = state.get_interruptions()
     for (owner, tool), decisions in decided.items():
         if decisions.always is not None:
-            items = list(_of(pending, owner, tool)) or [_stand_in(agents, owner, tool)]
-            for item in items[:1]:
+            # On each waiting call: Python binds a decision of before to a call only through its own.
+            for item in list(_of(pending, owner, tool)) or [_stand_in(agents, owner, tool)]:
                 _say(state, item, decisions.always, decisions.always_message, always=True)
         for item in _of(pending, owner, tool):
             call = item.call_id or ""

@@ -223,27 +223,23 @@ def _output_to_python(item: Item, where: str) -> Item:
 
 
 def _reasoning_to_javascript(item: Item, where: str) -> Item:
-    made = _renamed(item, {"type": "type", "id": "id"}, where, apart={"summary", "content"})
-    summary = [
-        {"type": "input_text", **_renamed(part, {"text": "text"}, f"{where}.summary")} for part in item["summary"]
-    ]
-    raw = {"rawContent": [dict(part) for part in item["content"]]} if item.get("content") else {}
-    return {**made, "content": summary, **raw}
+    # The raw reasoning stays in providerData, from where JavaScript sends it along.
+    made = _renamed(item, {"type": "type", "id": "id"}, where, apart={"summary"})
+    parts = [{"type": "input_text", **_renamed(part, {"text": "text"}, f"{where}.summary")} for part in item["summary"]]
+    return {**made, "content": parts}
 
 
 def _reasoning_to_python(item: Item, where: str) -> Item:
     made = _with_provider_data({}, item, {"type": "type", "id": "id"}, where, apart={"content", "rawContent"})
     if not made.get("id"):
         raise refuse_python(where, "is reasoning without an id, which Python's reasoning needs")
-    summary = [
-        {
-            "type": "summary_text",
-            **_with_provider_data({}, part, {"text": "text"}, f"{where}.content", apart={"type"}),
-        }
+    made["summary"] = [
+        {"type": "summary_text", **_with_provider_data({}, part, {"text": "text"}, f"{where}.content", apart={"type"})}
         for part in item.get("content", [])
     ]
-    raw = [dict(part) for part in item.get("rawContent") or []]
-    return {**made, "summary": summary, **({"content": raw} if raw else {})}
+    if item.get("rawContent") and "content" not in made:
+        made["content"] = [{"type": part["type"], "text": part["text"]} for part in item["rawContent"]]
+    return made
 
 
 def _hosted_to_javascript(item: Item, where: str) -> Item:

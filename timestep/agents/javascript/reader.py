@@ -190,13 +190,12 @@ class _Reader:
         for key, what in _REFUSED_ACTIONS.items():
             if response.get(key):
                 raise refuse_python(self.at(f"{path}.{key}"), f"has {what}")
-        functions = [self.function(entry, i) for i, entry in enumerate(response["functions"])]
         return {
             "new_items": self.items(response["newItems"], f"{path}.newItems"),
             "tools_used": response["toolsUsed"],
             "handoffs": [self.handoff(entry, i) for i, entry in enumerate(response["handoffs"])],
-            "functions": functions,
-            "interruptions": self.own_interruptions(functions),
+            "functions": [self.function(entry, i) for i, entry in enumerate(response["functions"])],
+            "interruptions": self.step()["data"]["interruptions"],
             "computer_actions": [],
             "custom_tool_actions": [],
             "local_shell_actions": [],
@@ -204,11 +203,6 @@ class _Reader:
             "apply_patch_actions": [],
             "mcp_approval_requests": [],
         }
-
-    def own_interruptions(self, functions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        calls = {entry["tool_call"]["call_id"] for entry in functions if "agent_run_state" not in entry}
-        pending: list[dict[str, Any]] = self.step()["data"]["interruptions"]
-        return [item for item in pending if item["raw_item"]["call_id"] in calls]
 
     def function(self, entry: dict[str, Any], number: int) -> dict[str, Any]:
         where = self.at(f"lastProcessedResponse.functions[{number}]")

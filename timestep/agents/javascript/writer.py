@@ -99,7 +99,7 @@ class _Writer:
             "initialInputGuardrailsCompleted": self.guardrails_completed(),
             **self.guardrail_results(),
             "currentStep": self.step(),
-            "generatedItems": self.items(state["generated_items"], "generated_items"),
+            "generatedItems": self.generated_items(),
             **self.processed(),
             **self.conversation(),
             **self.trace(),
@@ -129,10 +129,17 @@ class _Writer:
         return {**made, **{key: value for key, value in ids.items() if value is not None}}
 
     def items(self, items: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-        kept = {i for i in self.state["generated_session_item_indexes"] if i is not None}
-        if path == "generated_items" and kept != set(range(len(self.state["session_items"]))):
-            raise refuse_javascript(self.at("session_items"), "has items that a handoff's filter hid from the model")
         return [self.item(item, self.at(f"{path}[{i}]")) for i, item in enumerate(items)]
+
+    def generated_items(self) -> list[dict[str, Any]]:
+        kept = set(self.state["generated_session_item_indexes"])
+        for i, item in enumerate(self.state["session_items"]):
+            # An approval that was given is no longer among the generated items.
+            if i not in kept and item["type"] != "tool_approval_item":
+                raise refuse_javascript(
+                    self.at(f"session_items[{i}]"), "was hidden from the model by a handoff's filter"
+                )
+        return self.items(self.state["generated_items"], "generated_items")
 
     def item(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         kind = item["type"]

@@ -1,0 +1,134 @@
+"""Every kind of item that is translated, through both SDKs' own loaders; and each kind that is refused, by name."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from agents import RunState
+
+from tests.javascript.conftest import JavaScript
+from tests.javascript.python_side import Description, PythonSide, decide
+from timestep.agents.javascript import from_javascript, to_javascript
+from timestep.errors import StateTransferError
+
+ANNOTATION = {"type": "url_citation", "start_index": 0, "end_index": 4, "title": "aTitle", "url": "https://a.example"}
+INPUT: list[dict[str, Any]] = [
+    {"type": "compaction", "id": "cmp_1", "encrypted_content": "xyz"},
+    {"role": "system", "content": "be_brief beBrief"},
+    {
+        "type": "message",
+        "role": "user",
+        "content": [
+            {"type": "input_text", "text": "look"},
+            {"type": "input_image", "image_url": "data:image/png;base64,aGk=", "detail": "low"},
+            {"type": "input_image", "file_id": "file_1", "detail": "auto"},
+            {"type": "input_file", "file_data": "data:text/plain;base64,aGk=", "filename": "a_b.txt"},
+            {"type": "input_file", "file_url": "https://a.example/f"},
+            {"type": "input_file", "file_id": "file_2"},
+        ],
+    },
+    {
+        "type": "message",
+        "id": "msg_0",
+        "role": "assistant",
+        "status": "completed",
+        "phase": "commentary",
+        "content": [
+            {"type": "output_text", "text": "seen", "annotations": [ANNOTATION]},
+            {"type": "refusal", "refusal": "no more"},
+        ],
+    },
+    {"type": "function_call", "call_id": "call_0", "name": "look_up", "arguments": '{"a_b":{"cD":1}}', "id": "fc_0"},
+    {"type": "function_call_output", "call_id": "call_0", "output": [{"type": "input_text", "text": "part"}]},
+]
+OUTPUT: list[dict[str, Any]] = [
+    {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "thinking"}],
+        "content": [{"type": "reasoning_text", "text": "raw thought"}],
+        "encrypted_content": "abc",
+    },
+    {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "so", "annotations": [ANNOTATION]}],
+    },
+    {
+        "type": "web_search_call",
+        "id": "ws_1",
+        "status": "completed",
+        "action": {"type": "search", "query": "a_b cD"},
+    },
+    {
+        "type": "mcp_call",
+        "id": "mcp_1",
+        "name": "some_tool",
+        "server_label": "s",
+        "arguments": '{"x_y":1}',
+        "output": "5",
+    },
+    {
+        "type": "mcp_list_tools",
+        "id": "mcpl_1",
+        "server_label": "s",
+        "tools": [{"name": "some_tool", "input_schema": {"type": "object"}}],
+    },
+]
+DESK: Description = {
+    "desk": {
+        "tools": [{"name": "send", "approval": True}, {"name": "look_up"}],
+        "plan": [
+            [*({"python": item} for item in OUTPUT), {"call": "call_1", "name": "send", "arguments": "{}"}],
+            "done",
+        ],
+    }
+}
+
+
+def plain(value: Any) -> Any:
+    """JSON without the fields that are null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+async def test_each_item_comes_back_as_it_went(javascript: JavaScript) -> None:
+    side = PythonSide(DESK)
+    state = (await side.run(INPUT, {})).to_state()
+    there = javascript(DESK, state=json.dumps(to_javascript(state, side.agent)), run=False)["state"]
+    back = await from_javascript(there, side.agent)
+    before, after = plain(state.to_json()), plain(back.to_json())
+    assert after["original_input"] == before["original_input"]
+    assert [item["type"] for item in after["generated_items"]] == [item["type"] for item in before["generated_items"]]
+    assert [i["raw_item"] for i in after["generated_items"]] == [i["raw_item"] for i in before["generated_items"]]
+    assert after["model_responses"] == before["model_responses"]
+    decide(back, [{"call": "call_1", "approve": True}])
+    assert (await side.run(back)).final_output == "done"
+    whole = PythonSide(DESK)
+    unmoved = (await whole.run(INPUT, {})).to_state()
+    decide(unmoved, [{"call": "call_1", "approve": True}])
+    await whole.run(unmoved)
+    assert plain(side.log["models"][-1]["input"]) == plain(whole.log["models"][-1]["input"])
+
+
+async def test_javascript_sends_the_provider_what_python_would_send(javascript: JavaScript) -> None:
+    side = PythonSide(DESK)
+    state = (await side.run(INPUT, {})).to_state()
+    wire = {"desk": {**DESK["desk"], "plan": "wire"}}
+    text = json.dumps(to_javascript(state, side.agent))
+    there = javascript(wire, state=text, decisions=[{"call": "call_1", "approve": True}])
+    here = PythonSide(wire)
+    state = await RunState.from_json(here.agent, state.to_json())
+    decide(state, [{"call": "call_1", "approve": True}])
+    assert there["output"] == (await here.run(state)).final_output == "over the wire"
+    sent, expected = there["requests"][0]["input"], here.log["requests"][0]["input"]
+    for item in [*sent, *expected]:
+        if item.get("role") or item["type"] in {"function_call_output", "mcp_call"}:
+            # JavaScript leaves a message's type out, and the output of an MCP call; Python a result's status.
+            for key in ("type", "status", *(["output"] if item.get("type") == "mcp_call" else [])):
+                item.pop(key, None)
+    assert plain(sent) == plain(expected)
