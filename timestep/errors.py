@@ -93,10 +93,12 @@ class UnitChangedError(ConflictError):
 
     code = "unit_changed"
 
-    def __init__(self, step_id: str, position: str, recorded: str) -> None:
+    def __init__(self, step_id: str, position: str, recorded: str, changed: Iterable[str] = ()) -> None:
+        what = ", ".join(changed)
         super().__init__(
             f"Step '{step_id}' asks something else at '{position}' than the {recorded} recorded there: its code "
-            f"changed in between. Start it with the code of before, or go on from the record: "
+            f"changed in between{f' ({what})' if what else ''}. "
+            f"Start it with the code of before, or go on from the record: "
             f"timestep resume {step_id} --accept-changes"
         )
         self.step_id, self.position = step_id, position

@@ -79,6 +79,10 @@ class Ledger(Protocol):
         """Record a begun unit's result, any JSON."""
         ...
 
+    def known(self, position: str) -> Recorded | None:
+        """What is on record at a position: finished, or begun by this attempt or an earlier one."""
+        ...
+
     def cut(self) -> list[Recorded]:
         """Units declared ``once`` that an earlier attempt began and did not finish, in the order of their beginning."""
         ...
@@ -104,7 +108,8 @@ class _Units:
             return None
         same = unit.kind == call.kind and (unit.name == call.name or unit.kind != "tool-call")
         if unit.fingerprint != call.fingerprint and not self.accept_changes:
-            raise UnitChangedError(self.step_id, call.position, f"{unit.kind} '{unit.name}'")
+            changed = _changed(unit.request, call.request)
+            raise UnitChangedError(self.step_id, call.position, f"{unit.kind} '{unit.name}'", changed)
         if unit.finished and same:
             return unit
         again = call.consume is not None and call.consume[0] is Kind.CUT
@@ -132,6 +137,13 @@ class _Units:
         return [u for u in self.units.values() if u.once and not u.finished and u.attempt < self.attempt]
 
 
+def _changed(before: Any, now: Any) -> list[str]:
+    """Names of the parts of a request that differ, where it has parts."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return []
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
+
+
 class MemoryLedger:
     """A ledger that lives as long as this object: for the library, and for tests. Decisions are taken on trust."""
 
@@ -147,6 +159,9 @@ class MemoryLedger:
 
     async def finish(self, position: str, result: Any) -> None:
         self._known.finished(position, result)
+
+    def known(self, position: str) -> Recorded | None:
+        return self._known.units.get(position)
 
     def cut(self) -> list[Recorded]:
         return self._known.cut()
@@ -251,6 +266,9 @@ class DatabaseLedger:
         if forgiving:
             self._lease.crashes = 0
         self._known.finished(position, result)
+
+    def known(self, position: str) -> Recorded | None:
+        return self._known.units.get(position)
 
     def cut(self) -> list[Recorded]:
         return self._known.cut()

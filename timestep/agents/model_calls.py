@@ -114,8 +114,13 @@ class _Call:
     async def recorded(self, begin: Begin) -> Any:
         """The unit's result. An error of the record, which is none of the call, stops the step."""
 
+        begun = self.step.ledger.known(self.position)
+
         async def call() -> Any:
             self.executed = True
+            if begun is not None and begun.attempt < self.step.attempt:
+                # What an earlier attempt told of this call is void.
+                self.step.events.publish("call.restarted", self.position, kind=KIND)
             self.step.events.publish(
                 "call.started", self.position, kind=KIND, name=begin.name, attempt=self.step.attempt
             )

@@ -90,6 +90,9 @@ class _OpenEnded:
     async def begin(self, call: Begin) -> Recorded | None:
         return await self.ledger.begin(call)
 
+    def known(self, position: str) -> Recorded | None:
+        return self.ledger.known(position)
+
     async def finish(self, position: str, result: Any) -> None:
         if not isinstance(result, _Interrupted):
             await self.ledger.finish(position, result)
