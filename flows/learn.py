@@ -11,10 +11,9 @@ from flows.progress import progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
-from timestep.agents.ledger import Begin, Ledger, open_ledger
+from timestep.agents.ledger import Begin, Ledger
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
 from timestep.agents.units import fingerprint, unit
-from timestep.database.engine import Database
 from timestep.errors import TrainingError, UsageError
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.models.routing import PREFIX
@@ -24,7 +23,7 @@ from training.learn import learn as run_units
 
 
 async def learn(
-    step_id: str, agent: str, model: str | None, training: TrainingSettings, services: Services
+    ledger: Ledger, agent: str, model: str | None, training: TrainingSettings, services: Services
 ) -> StepOutput:
     """Fine-tune the agent's own model, evaluate it, register the version, promote it by the rule.
 
@@ -34,19 +33,18 @@ async def learn(
         TrainingError: the trainer crashed, diverged or ran out of disk.
     """
     base = _base(services, agent, model)
-    async with open_ledger(services.settings, services.store, step_id) as ledger:
-        served, learned = await _train(ledger, agent, base, model, training, services)
-        output = _output(step_id, agent, served, learned)
-        picture = loss_curve_svg(learned.curve)
-        stored = await services.store.put(f"steps/{step_id}/loss.svg", picture, content_type="image/svg+xml")
-        output.artifacts["loss_curve"] = stored
-        await ledger.check()
-        await publish(services.store, output, summary=report.training_summary(output))
-        await acreate_image_artifact(
-            image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
-            key="loss-curve",
-            description="Training loss",
-        )
+    served, learned = await _train(ledger, agent, base, model, training, services)
+    output = _output(ledger.step_id, agent, served, learned)
+    picture = loss_curve_svg(learned.curve)
+    stored = await services.store.put(f"steps/{ledger.step_id}/loss.svg", picture, content_type="image/svg+xml")
+    output.artifacts["loss_curve"] = stored
+    await ledger.check()
+    await publish(services.store, output, summary=report.training_summary(output))
+    await acreate_image_artifact(
+        image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
+        key="loss-curve",
+        description="Training loss",
+    )
     return output
 
 
@@ -54,9 +52,8 @@ async def _train(
     ledger: Ledger, agent: str, base: str, model: str | None, training: TrainingSettings, services: Services
 ) -> tuple[ModelVersion | None, Learned]:
     """The training's units: the version it started from, None for the base, and what was learned."""
-    database = _database(services)
     try:
-        registry = ModelRegistry(database)
+        registry = ModelRegistry(services.database)
         await registry.declare(agent, base)
         served = await _served(ledger, registry, agent, model)
         recipe = Recipe.model_validate(training.model_dump(mode="json", exclude={"promote"}))
@@ -75,8 +72,6 @@ async def _train(
         if error.log:
             get_run_logger().error("llama.cpp's last output:\n%s", error.log)
         raise
-    finally:
-        await database.close()
 
 
 def _base(services: Services, agent: str, model: str | None) -> str:
@@ -90,12 +85,6 @@ def _base(services: Services, agent: str, model: str | None) -> str:
     if model is not None and model.removeprefix(PREFIX).partition("@")[0] != agent:
         raise UsageError(f"Training starts from the agent's own model, not from '{model}'. Say local/{agent}@VERSION.")
     return base
-
-
-def _database(services: Services) -> Database:
-    if services.settings.database_url is None:
-        raise UsageError("Training registers its result in the service's database. Start the service: timestep up")
-    return Database(services.settings.database_url)
 
 
 async def _served(ledger: Ledger, registry: ModelRegistry, agent: str, model: str | None) -> ModelVersion | None:

@@ -6,9 +6,13 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.support import Services, publish, shown
+from flows.waiting import People, suspend_until_turn
 from timestep.agents import report
-from timestep.agents.think import Thinking, think
+from timestep.agents.attempt import Attempt
+from timestep.agents.sessions import NotYourTurnError
+from timestep.agents.think import Thinking, deadline, think
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
+from timestep.agents.waiting import Verdict
 
 THINKING = InferenceSettings()
 LEARNING = TrainingSettings()
@@ -41,11 +45,31 @@ async def step(
     """Run one agent step; see the parameters' titles and descriptions."""
     services = Services.open()
     step_id = str(flow_run.get_id())
-    if mode is Mode.TRAINING:
-        from flows.learn import learn
+    async with Attempt.begin(services.database, services.store, step_id) as attempt:
+        attempt.events.publish("step.started", attempt=attempt.lease.attempt)
+        try:
+            if mode is Mode.TRAINING:
+                from flows.learn import learn
 
-        return await learn(step_id, agent, model, training, services)
-    request = Thinking(step_id, input, agent, session_id, model, max_turns, inference)
-    output, trace = await think(request, services.settings, services.store, services.registry)
+                output = await learn(attempt.ledger, agent, model, training, services)
+            else:
+                request = Thinking(step_id, input, agent, session_id, model, max_turns, inference)
+                output = await _think(request, services, attempt)
+            await attempt.confirm()
+        except NotYourTurnError as error:
+            await suspend_until_turn(services.database, attempt.lease, error.session_id)
+        except Exception as error:
+            await attempt.confirm()
+            attempt.events.publish("step.finished", status="failed", error=str(error))
+            raise
+        attempt.events.publish("step.finished", status="succeeded", output=output.output)
+        return output
+
+
+async def _think(request: Thinking, services: Services, attempt: Attempt) -> StepOutput:
+    default = Verdict(request.inference.approval_default.value)
+    people = People(services.database, attempt.lease, deadline(request.inference), default)
+    output, trace = await think(request, services.settings, services.store, services.registry, attempt, people)
+    await attempt.confirm()
     await publish(services.store, output, summary=report.summary(output, trace), turns=report.turns(trace))
     return output

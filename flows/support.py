@@ -12,6 +12,8 @@ from storage.references import Reference
 from storage.store import ObjectStore
 from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.agents.types import StepOutput
+from timestep.database.engine import Database
+from timestep.errors import UsageError
 from timestep.settings import Settings, load_settings
 
 
@@ -26,17 +28,29 @@ def shown(title: str, description: str, **bounds: Any) -> Any:
 
 @dataclass(frozen=True)
 class Services:
-    """Settings, storage and agents of the home that this flow run belongs to."""
+    """Settings, storage, agents and database of the home that this flow run belongs to."""
 
     settings: Settings
     store: ObjectStore
     registry: AgentRegistry
+    database: Database
 
     @classmethod
     def open(cls) -> Self:
-        """Opened anew for each flow run: agents files may have changed since the last."""
+        """Opened anew for each flow run: agents files may have changed since the last.
+
+        Raises:
+            UsageError: the settings name no database.
+            AgentFileError: an agents file that does not import.
+        """
         settings = load_settings()
-        return cls(settings, ObjectStore.open(settings.storage), load_registry(settings))
+        if settings.database_url is None:
+            raise UsageError(
+                "Steps are recorded in the service's database, and TIMESTEP_DATABASE_URL names none. "
+                "Start the service: timestep up"
+            )
+        database = Database(settings.database_url)
+        return cls(settings, ObjectStore.open(settings.storage), load_registry(settings), database)
 
 
 async def publish(

@@ -52,7 +52,12 @@ class People:
             await _patiently(self._read_forms)
             self._forms_read = True
         await _patiently(lambda: self._approvals.ask(calls, self._deadline, self._default))
-        return await _patiently(lambda: self._approvals.decisions(calls))
+        decisions = await _patiently(lambda: self._approvals.decisions(calls))
+        for call in calls:
+            if call.position in decisions and decisions[call.position].verdict is Verdict.FAIL:
+                # It fails the step once: a step that is started again then asks again.
+                await self._approvals.consume(call.position, call.kind)
+        return decisions
 
     async def suspend(self, calls: list[PendingCall]) -> NoReturn:
         """Suspend the flow run with a form for these calls, by Prefect's exception that ends the process.
@@ -82,6 +87,11 @@ class People:
                 # Or it would decide once more where the same call has to be asked for a second time.
                 await client.delete_flow_run_input(run_id, answer.key)
 
+    async def wake(self, step_id: str) -> None:
+        """Let another step go on, which was suspended until its turn."""
+        async with get_client() as client:
+            await runs.resume(client, UUID(step_id))
+
 
 async def suspend_until_turn(database: Database, lease: Lease, session_id: str) -> NoReturn:
     """Suspend the flow run until the steps before it in its session are done, by Prefect's exception."""
@@ -90,12 +100,6 @@ async def suspend_until_turn(database: Database, lease: Lease, session_id: str) 
         return await next_in_line(database, session_id) == lease.step_id
 
     await _suspend(lease, f"turn-{lease.attempt}", None, has_come)
-
-
-async def wake(step_id: str) -> None:
-    """Let a step go on that was suspended until its turn."""
-    async with get_client() as client:
-        await runs.resume(client, UUID(step_id))
 
 
 async def _suspend(

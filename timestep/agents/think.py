@@ -1,30 +1,26 @@
-"""A step in inference mode: an agent runs to its final output, and its trace is always written."""
+"""A step in inference mode: an agent runs to its final output, people are asked where it needs them."""
 
-import json
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NoReturn, Protocol
 
-from agents import Agent, MaxTurnsExceeded, Model, ModelSettings, RunResult
-from agents.extensions.memory import SQLAlchemySession
+from agents import MaxTurnsExceeded, ModelSettings, RunResult
+from prefect.exceptions import Pause
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
 
-from storage.references import Reference
 from storage.store import ObjectStore
-from storage.traces import TraceStore
-from timestep.agents.durable import DurableStep, run_durably
-from timestep.agents.ledger import Begin, Ledger, open_ledger
+from timestep.agents.attempt import Attempt
+from timestep.agents.durable import CallPolicy, DurableStep, run_durably
+from timestep.agents.ledger import Recorded
 from timestep.agents.registry import AgentRegistry
+from timestep.agents.resolve import ModelResolver
+from timestep.agents.sessions import NotYourTurnError, SessionTurn
+from timestep.agents.step_trace import StepTrace
 from timestep.agents.tools import StepContext
-from timestep.agents.types import InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice, Usage
-from timestep.agents.units import fingerprint, unit
-from timestep.database.engine import Database
+from timestep.agents.types import InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
+from timestep.agents.waiting import Decision, Kind, PendingCall
 from timestep.errors import TimestepError, UsageError
-from timestep.models.files import BUILT_IN
-from timestep.models.providers import declared_models, is_local, local_model, remote_model
-from timestep.models.registry import ModelRegistry
-from timestep.models.routing import PREFIX
 from timestep.settings import Settings
 
 Input = str | list[dict[str, Any]]
@@ -43,112 +39,175 @@ class Thinking:
     inference: InferenceSettings
 
 
+class People(Protocol):
+    """Those who decide, and the way to wait for them."""
+
+    async def decisions(self, calls: list[PendingCall]) -> dict[str, Decision]:
+        """What is decided of these calls, by position; the others are asked for."""
+        ...
+
+    async def suspend(self, calls: list[PendingCall]) -> NoReturn:
+        """End this process, by Prefect's exception, until these calls are decided."""
+        ...
+
+    async def wake(self, step_id: str) -> None:
+        """Let another step go on, which was suspended until its turn in its session."""
+        ...
+
+
+@dataclass
+class _Ran:
+    """What came of the run of an agent, whatever engine ran it; ``items`` are added to the session."""
+
+    final_output: Any
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)
+
+
 async def think(
-    request: Thinking, settings: Settings, store: ObjectStore, registry: AgentRegistry
+    request: Thinking,
+    settings: Settings,
+    store: ObjectStore,
+    registry: AgentRegistry,
+    attempt: Attempt,
+    people: People,
 ) -> tuple[StepOutput, dict[str, Any]]:
     """Run the agent; returns the step's output and its trace.
 
     Raises:
         NotFoundError: no such agent or model.
         UsageError: nothing was asked.
+        NotYourTurnError: an earlier step of the session isn't done.
         TimestepError: the model or the agent failed; the trace so far is in storage.
+        Pause: Prefect's; the run is suspended until people have decided.
     """
-    started = datetime.now(UTC)
-    step = DurableStep(request.step_id, resolve=_resolver(request, settings, registry))
-    trace: dict[str, Any] = {
-        "version": 1,
-        "step_id": request.step_id,
+    step = DurableStep(
+        request.step_id,
+        resolve=ModelResolver(settings, registry, attempt.database, request.model),
+        ledger=attempt.ledger,
+        events=attempt.events,
+        policy=CallPolicy.of(request.inference),
+        attempt=attempt.lease.attempt,
+    )
+    facts = {
         "agent": request.agent,
         "mode": Mode.INFERENCE.value,
         "session_id": request.session_id,
         "input": request.input,
-        "started": started.isoformat(),
         "model": request.model,
     }
+    trace = StepTrace(store, step, attempt.started, facts)
+
+    async def decide(calls: list[PendingCall]) -> dict[str, Decision]:
+        decisions = await people.decisions(calls)
+        waiting = [call for call in calls if call.position not in decisions]
+        if waiting:
+            await trace.waiting(f"It waits for a person: {', '.join(call.tool for call in waiting)}.")
+            attempt.events.publish("step.waiting", status=_status(waiting), calls=_shown(waiting))
+            await attempt.events.flush()
+            await people.suspend(waiting)
+        return decisions
+
+    step.decide = decide
     try:
-        async with open_ledger(settings, store, request.step_id) as step.ledger:
-            output = await _run(request, settings, store, registry, step)
+        async with SessionTurn(attempt.database, request.session_id, attempt.ledger, wake=people.wake) as session:
+            output = await _run(request, store, registry, step, session)
     except BaseException as error:
-        trace |= {"status": "failed" if isinstance(error, Exception) else "cancelled", "error": f"{error}"}
-        try:
-            await _write(trace, step, store, started)
-        except TimestepError as failure:
-            error.add_note(f"Its trace could not be written: {failure}")
+        if not isinstance(error, Pause | NotYourTurnError):
+            await trace.ended(error)
         raise
-    trace |= {"status": output.status, "error": None, "output": output.output, "usage": output.usage.model_dump()}
-    trace["model"] = output.model
-    output.artifacts["trace"] = await _write(trace, step, store, started)
-    return output, trace
+    output.artifacts["trace"] = await trace.completed(output)
+    return output, trace.content
 
 
 async def _run(
-    request: Thinking, settings: Settings, store: ObjectStore, registry: AgentRegistry, step: DurableStep
+    request: Thinking, store: ObjectStore, registry: AgentRegistry, step: DurableStep, session: SessionTurn
 ) -> StepOutput:
-    agent = registry.get(request.agent)
     if not (request.input.strip() if isinstance(request.input, str) else request.input):
         raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
-    model_name, _ = step.resolve(agent)
-    await _declare_new_agents(settings, registry)
-    context = StepContext(request.step_id, agent.name, store, workspace=f"workspaces/{agent.name}")
+    if cut := [_cut(unit) for unit in step.ledger.cut()]:
+        # Before anything else: what follows may depend on it.
+        step.decisions = await step.decide(cut)
     items: list[Any] = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
     try:
-        async with _Session(request, settings, step.ledger) as session:
-            result = await run_durably(
-                step,
-                agent,
-                [*await session.history(), *items],
-                context=context,
-                max_turns=request.max_turns,
-                settings=_model_settings(request.inference),
-            )
-            if result.interruptions:
-                names = ", ".join(str(item.name) for item in result.interruptions)
-                raise TimestepError(f"A call needs a person's approval, which this version can't ask for: {names}.")
-            await session.add([*items, *(item.to_input_item() for item in result.new_items)])
+        ran = await _with_engine(request, store, registry, step, [*await session.history(), *items])
     except MaxTurnsExceeded as error:
         raise TimestepError(
-            f"Agent '{agent.name}' did not finish within {request.max_turns} turns. Raise max_turns."
+            f"Agent '{request.agent}' did not finish within {request.max_turns} turns. Raise max_turns."
         ) from error
+    await session.add([*items, *ran.items])
+    return _output(request, step, ran)
+
+
+def _with_engine(
+    request: Thinking, store: ObjectStore, registry: AgentRegistry, step: DurableStep, items: list[Any]
+) -> Awaitable[_Ran]:
+    """Run the agent by the engine that it was written for."""
+    context = StepContext(request.step_id, request.agent, store, workspace=f"workspaces/{request.agent}")
+    options: dict[str, Any] = {
+        "context": context,
+        "max_turns": request.max_turns,
+        "settings": _model_settings(request.inference),
+    }
+    orchestrated = registry.orchestrated(request.agent)
+    if orchestrated is not None:
+        return _orchestrated(step, orchestrated.what, items, options)
+    return _agents_sdk(step, registry.get(request.agent), items, options)
+
+
+async def _agents_sdk(step: DurableStep, agent: Any, items: list[Any], options: dict[str, Any]) -> _Ran:
+    step.resolve(agent)  # a model that there is not is named before anything is asked
+    result = await run_durably(step, agent, items, **options)
+    return _Ran(result.final_output, tool_calls(result), [item.to_input_item() for item in result.new_items])
+
+
+async def _orchestrated(step: DurableStep, what: Any, items: list[Any], options: dict[str, Any]) -> _Ran:
+    from timestep.agents.controlflow import run_controlflow
+
+    ran = await run_controlflow(step, what, items, **options)
+    said = {"role": "assistant", "content": ran.final_output if isinstance(ran.final_output, str) else str(ran)}
+    return _Ran(ran.final_output, ran.tool_calls, [said])
+
+
+def _cut(unit: Recorded) -> PendingCall:
+    """A call that an earlier process began and did not finish, as what a person is asked."""
+    asked = unit.request or {}
+    return PendingCall(
+        position=unit.position,
+        kind=Kind.CUT,
+        call_id=str(asked.get("call_id", unit.position)),
+        agent=str(asked.get("agent", "")),
+        tool=unit.name,
+        arguments=str(asked.get("arguments", "")),
+    )
+
+
+def _status(calls: list[PendingCall]) -> str:
+    feedback = all(call.kind is Kind.QUESTION for call in calls)
+    return "waiting_feedback" if feedback else "waiting_approval"
+
+
+def _shown(calls: list[PendingCall]) -> list[dict[str, Any]]:
+    return [{**call.model_dump(mode="json"), "digest": call.digest} for call in calls]
+
+
+def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
+    final = ran.final_output
     # The version that answered, where the model was local; the last one, should it have changed in between.
-    answered = [
-        call.name for call in step.calls if call.kind == "model" and "/" not in call.position.rpartition("/")[0]
+    models = [call for call in step.calls if call.kind == "model"]
+    answered = [call.name for call in models if "/" not in call.position.rpartition("/")[0]] or [
+        call.name for call in models
     ]
-    return _output(request, step, result, agent, answered[-1] if answered else model_name)
-
-
-async def _declare_new_agents(settings: Settings, registry: AgentRegistry) -> None:
-    """Give agents that were added to a file after the service's start their own models."""
-    local = {name: base for name in registry.names() if (base := registry.base(name)) is not None}
-    if not local or settings.model_server_url is None or settings.database_url is None:
-        return
-    missing = set(local) - await declared_models(settings.model_server_url)
-    if missing:
-        database = Database(settings.database_url)
-        try:
-            for name in missing:
-                await ModelRegistry(database).declare(name, local[name])
-        finally:
-            await database.close()
-
-
-def _output(request: Thinking, step: DurableStep, result: RunResult, agent: Agent[Any], model_name: str) -> StepOutput:
-    final = result.final_output
-    usage = result.context_wrapper.usage
     return StepOutput(
         step_id=request.step_id,
         mode=Mode.INFERENCE,
-        agent=agent.name,
-        model=model_name,
+        agent=request.agent,
+        model=answered[-1] if answered else request.model,
         output=final.model_dump(mode="json") if isinstance(final, BaseModel) else final,
-        turns=sum(call.kind == "model" for call in step.calls),
-        tool_calls=tool_calls(result),
+        turns=len(models),
+        tool_calls=ran.tool_calls,
         forced=any(call.forced for call in step.calls),
-        usage=Usage(
-            requests=usage.requests,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            total_tokens=usage.total_tokens,
-        ),
+        usage=step.usage(),
     )
 
 
@@ -163,23 +222,10 @@ def tool_calls(result: RunResult) -> list[ToolCall]:
     ]
 
 
-def _resolver(request: Thinking, settings: Settings, registry: AgentRegistry) -> Any:
-    known = frozenset([*registry.names(), *BUILT_IN])
-
-    def resolve(agent: Agent[Any]) -> tuple[str, Model]:
-        model = request.model or agent.model
-        if request.model is None and agent.name in registry.names() and registry.base(agent.name) is not None:
-            # A local model belongs to its agent: what it serves now, on whatever base it was declared with.
-            model = PREFIX + agent.name
-        if model is None:
-            model = PREFIX + settings.model
-        if not isinstance(model, str):
-            return type(model).__name__, model
-        if is_local(model, known):
-            return PREFIX + model.removeprefix(PREFIX), local_model(model, settings)
-        return model, remote_model(model, known)
-
-    return resolve
+def deadline(inference: InferenceSettings) -> timedelta | None:
+    """How long people have for a decision; None for ever."""
+    hours = inference.approval_deadline_hours
+    return None if hours is None else timedelta(hours=hours)
 
 
 def _model_settings(inference: InferenceSettings) -> ModelSettings:
@@ -191,72 +237,3 @@ def _model_settings(inference: InferenceSettings) -> ModelSettings:
         tool_choice=None if choice is ToolChoice.AUTO else choice.value,
         extra_args=None if inference.seed is None else {"seed": inference.seed},
     )
-
-
-async def _write(trace: dict[str, Any], step: DurableStep, store: ObjectStore, started: datetime) -> Reference:
-    trace |= {
-        "ended": datetime.now(UTC).isoformat(),
-        "tools": step.tools,
-        "messages": step.messages,
-        "calls": [asdict(call) for call in step.calls],
-    }
-    return await TraceStore(store).write(trace, agent=trace["agent"], step_id=trace["step_id"], when=started)
-
-
-class _Session:
-    """A conversation over steps; read and extended as units, so that a step run again adds nothing twice."""
-
-    def __init__(self, request: Thinking, settings: Settings, ledger: Ledger) -> None:
-        self._request, self._settings, self._ledger = request, settings, ledger
-        self._session: SQLAlchemySession | None = None
-        self._before = 0
-
-    async def __aenter__(self) -> "_Session":
-        if self._request.session_id is not None:
-            if self._settings.database_url is None:
-                raise UsageError("A session needs the service's database. Start the service: timestep up")
-            self._database = Database(self._settings.database_url)
-            self._session = SQLAlchemySession(
-                self._request.session_id, engine=self._database.engine, create_tables=True
-            )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._database.close()
-
-    async def history(self) -> list[Any]:
-        """Items of the session before this step."""
-        session = self._session
-        if session is None:
-            return []
-
-        async def call() -> Any:
-            try:
-                items = await session.get_items()
-            except DBAPIError:
-                # Two first sessions of a new database made the tables at the same time; now they are there.
-                items = await session.get_items()
-            return [dict(item) for item in items]
-
-        recorded = await unit(self._ledger, self._begin("session/read"), call)
-        self._before = len(recorded)
-        return list(recorded)
-
-    async def add(self, items: list[Any]) -> None:
-        """Append this step's items, unless a killed run of this step had done so before it could record it."""
-        session = self._session
-        if session is None:
-            return
-        items = json.loads(json.dumps(items, default=str))
-
-        async def call() -> Any:
-            since = [dict(item) for item in (await session.get_items())[self._before :]]
-            if not any(since[at : at + len(items)] == items for at in range(len(since))):
-                await session.add_items(items)
-            return len(items)
-
-        await unit(self._ledger, self._begin("session/add"), call)
-
-    def _begin(self, position: str) -> Begin:
-        return Begin(position, "tool-call", position.replace("/", ": "), fingerprint(self._request.session_id))

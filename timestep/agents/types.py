@@ -48,6 +48,13 @@ def _in_order(schema: dict[str, Any]) -> None:
         schema["properties"][name]["position"] = position
 
 
+class ApprovalDefault(StrEnum):
+    """What is decided of a call when nobody decided in time."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
 class InferenceSettings(BaseModel):
     """Settings of a step that thinks; empty fields leave the agent's own setting."""
 
@@ -82,6 +89,17 @@ class InferenceSettings(BaseModel):
     )
     tool_timeout: float | None = Field(
         3600, gt=0, title="Tool timeout", description="Seconds that one tool call may take; empty for no end."
+    )
+    approval_deadline_hours: float | None = Field(
+        None,
+        gt=0,
+        title="Approval deadline (hours)",
+        description="How long approvals and questions wait for a person; empty to wait for ever.",
+    )
+    approval_default: ApprovalDefault = Field(
+        ApprovalDefault.REJECT,
+        title="Approval default",
+        description="What is decided after the deadline: approve or reject. A question is then left unanswered.",
     )
 
 

@@ -1,0 +1,64 @@
+"""One process's go at a step: its lease, the ledger of what is done, the log of events. All that it writes is fenced."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+
+from storage.store import ObjectStore
+from timestep.agents import lease as leases
+from timestep.agents.events import EventLog
+from timestep.agents.lease import Lease
+from timestep.agents.ledger import DatabaseLedger
+from timestep.database.engine import Database
+from timestep.database.models import StepRow
+from timestep.errors import ServiceUnavailableError
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What this process holds of the step while it works on it; ``started`` is when its first process did so."""
+
+    database: Database
+    lease: Lease
+    ledger: DatabaseLedger
+    events: EventLog
+    started: datetime
+
+    @classmethod
+    @asynccontextmanager
+    async def begin(cls, database: Database, store: ObjectStore, step_id: str) -> "AsyncIterator[Attempt]":
+        """Take the lease and load the record; where another process works on the step, this one ends.
+
+        The lease outlives the context: it is held until the process ends, or releases it.
+
+        Raises:
+            ServiceUnavailableError: the database stayed away.
+        """
+        lease = await Lease.acquire(database, step_id)
+        ledger = await DatabaseLedger.open(database, lease, store)
+        events = EventLog(database, lease)
+        try:
+            yield cls(database, lease, ledger, events, await _started(database, step_id))
+        finally:
+            await events.close()
+            await ledger.close()
+            await database.close()
+
+    async def confirm(self) -> None:
+        """Return only if what comes next, such as the run's final state, is this process's to say.
+
+        Superseded, the process ends without a word. With the database away for minutes nobody can tell: then it ends
+        as crashed, and the service starts the step again when it can, rather than calling work lost that is not.
+        """
+        try:
+            await self.ledger.check()
+        except ServiceUnavailableError:
+            leases.end_process(1)
+
+
+async def _started(database: Database, step_id: str) -> datetime:
+    async with database.session() as session:
+        return (await session.scalars(select(StepRow.created_at).where(StepRow.id == step_id))).one()
