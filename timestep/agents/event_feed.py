@@ -171,6 +171,7 @@ class _Watched:
         self.over, self.end = False, None  # type: bool, Event | None
         self.task: asyncio.Task[None] | None = None
         self._ended, self._after = ended, after
+        self._asking: asyncio.Task[dict[str, Any] | None] | None = None
         self._tail: deque[Event] = deque()
         self._floor: int | None = None  # events above it, up to the last one read, are in the tail
 
@@ -183,10 +184,17 @@ class _Watched:
 
     async def read(self, database: Database) -> None:
         """Reads what comes, for as long as anybody watches."""
+        try:
+            await self._read(database)
+        finally:
+            if self._asking is not None:
+                self._asking.cancel()
+
+    async def _read(self, database: Database) -> None:
         last = await _patiently(last_event, database, self.step_id)
         # No reader's word is taken for what there is: an id from elsewhere may be far ahead.
         upto = self._floor = min(self._after, last.id if last is not None else 0)
-        heard = asked = asyncio.get_running_loop().time()
+        heard = asyncio.get_running_loop().time()
         while True:
             self.wake.clear()
             events = await _patiently(read_events, database, self.step_id, upto)
@@ -195,10 +203,12 @@ class _Watched:
                 upto, heard = events[-1].id, now
                 self._keep(events)
                 continue
-            if now - max(heard, asked) >= ENDED_SECONDS:
-                asked = now
-                if await self._is_over(database, upto):
+            if self._asking is not None and self._asking.done():
+                end, self._asking, heard = self._asking.result(), None, now
+                if end is not None and await self._is_over(database, upto, end):
                     return
+            elif self._asking is None and now - heard >= ENDED_SECONDS:
+                self._asking = asyncio.create_task(self._ask())
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.wake.wait(), POLL_SECONDS)
 
@@ -212,11 +222,18 @@ class _Watched:
         news, self.news = self.news, asyncio.Event()
         news.set()
 
-    async def _is_over(self, database: Database, upto: int) -> bool:
-        """Whether the step has ended and all it wrote was read. Its events are written before its end is known."""
-        end = await self._ended() if self._ended is not None else None
-        if end is None:
-            return False
+    async def _ask(self) -> dict[str, Any] | None:
+        """What the step ended with; beside the reading of events, which an answer that takes long must not delay."""
+        try:
+            return await self._ended() if self._ended is not None else None
+        except Exception as error:
+            logger.debug("Nobody says whether step %s has ended: %s", self.step_id, error)
+            return None
+        finally:
+            self.wake.set()
+
+    async def _is_over(self, database: Database, upto: int, end: dict[str, Any]) -> bool:
+        """Whether all was read that the step wrote, which it did before its end was known."""
         last = await _patiently(last_event, database, self.step_id)
         if last is not None and last.id > upto:
             return False

@@ -6,7 +6,6 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.main import STARTUP_FAILURE
 
 from timestep.server.app import create_app
 from timestep.settings import load_settings
@@ -41,7 +40,7 @@ def main() -> None:
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
-        sys.exit(STARTUP_FAILURE)
+        sys.exit(3)  # as uvicorn.run would
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -10,8 +11,10 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ConfigDict
 
+from timestep import runs
 from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked, decided, expire
 from timestep.agents.waiting import Decision, Kind
 from timestep.database.engine import Database
@@ -73,12 +76,12 @@ async def go_on(client: PrefectClient, database: Database, run_id: UUID) -> bool
     if run.state is None or not run.state.is_paused():
         return False
     keyset = run.state.state_details.run_input_keyset
+    values = await _form_values(client, run_id, keyset, asked) if keyset else None
+    if await _resumed(client, run_id, values):
+        return True
+    # Another one may have been first. If not, Prefect did not like the values, which the step has no need of.
     async with answering(client):
-        values = await _form_values(client, run_id, keyset, asked) if keyset else None
-        answer: OrchestrationResult[Any] = await client.resume_flow_run(run_id, values)
-    if answer.status is SetStateStatus.REJECT:
-        raise ConflictError(f"Step '{run_id}' could not go on: {getattr(answer.details, 'reason', answer.status)}")
-    return answer.status is SetStateStatus.ACCEPT
+        return await runs.resume(client, run_id)
 
 
 async def sweep(client: PrefectClient, database: Database) -> None:
@@ -130,12 +133,25 @@ def _named(asked: list[Asked], decision: CallDecision) -> Asked:
     return call
 
 
+async def _resumed(client: PrefectClient, run_id: UUID, values: dict[str, Any] | None) -> bool:
+    """By Prefect's own way to resume: of two at once, the form can be handed in by one only."""
+    try:
+        async with answering(client):
+            answer: OrchestrationResult[Any] = await client.resume_flow_run(run_id, values)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
+        return False
+    return answer.status is SetStateStatus.ACCEPT
+
+
 async def _form_values(
     client: PrefectClient, run_id: UUID, keyset: dict[str, str], asked: list[Asked]
 ) -> dict[str, Any] | None:
     """What the form behind the Resume button would hold, had these decisions been taken in it."""
     stored = f"{keyset['response'].removesuffix('-response')}-calls"
-    found = await client.filter_flow_run_input(run_id, key_prefix=stored, limit=1, exclude_keys=set())
+    async with answering(client):
+        found = await client.filter_flow_run_input(run_id, key_prefix=stored, limit=1, exclude_keys=set())
     decisions = {(call.position, call.kind): call.decision for call in asked}
     values: dict[str, Any] = {}
     for number, call in enumerate(found[0].decoded_value if found else [], 1):

@@ -1,0 +1,453 @@
+"""/v1/steps on real servers, with steps that the test moves by hand: views, decisions, events live and exactly once."""
+
+import asyncio
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import StateType
+from sqlalchemy import text
+
+from tests.agents.test_events import away
+from tests.postgres import postgres_url
+from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
+from timestep.agents.events import PER_ATTEMPT
+from timestep.agents.waiting import Kind
+from timestep.database.engine import Database
+from timestep.server import steps as routes
+
+__all__ = ["postgres_url"]
+
+NOBODY = "00000000-0000-0000-0000-00000000000f"
+
+Make = Callable[..., Awaitable[Step]]
+
+
+@pytest.fixture(scope="module")
+def stage(postgres_url: str) -> Iterator[Stage]:
+    async def prepare() -> None:
+        database = Database(postgres_url)
+        await database.create_missing()
+        await database.migrate()
+        await database.close()
+
+    asyncio.run(prepare())
+    with tempfile.TemporaryDirectory(prefix="ts-") as home:
+        stage = Stage(Path(home), postgres_url)
+        try:
+            stage.start("prefect")
+            stage.start("http")
+            yield stage
+        finally:
+            for name in ("http", "prefect"):
+                if name in stage.processes:
+                    stage.end(name, signal.SIGTERM)
+
+
+@pytest.fixture
+async def make(stage: Stage) -> AsyncIterator[Make]:
+    """Makes a step in the state RUNNING, or another."""
+    database = Database(stage.database_url)
+    async with PrefectClient(api=stage.prefect_api) as client:
+
+        async def make(kind: StateType = StateType.RUNNING, flow: str = "step", **parameters: Any) -> Step:
+            flow_id = await client.create_flow_from_name(flow)
+            deployment = await client.create_deployment(flow_id, name=flow, enforce_parameter_schema=False)
+            run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
+            step = Step(client, database, run.id)
+            if kind is not StateType.SCHEDULED:
+                await step.reach(kind)
+            return step
+
+        yield make
+    await database.close()
+
+
+@pytest.fixture
+async def http(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stage.url, timeout=20) as client:
+        yield client
+
+
+async def test_a_step_is_seen_as_people_know_it(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make(StateType.SCHEDULED, agent="planner", mode="inference")
+
+    async def seen() -> dict[str, Any]:
+        response = await http.get(f"/{step.id}")
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    first = await seen()
+    assert (first["id"], first["object"], first["agent"], first["mode"]) == (step.name, "step", "planner", "inference")
+    assert (first["status"], first["pending"], first["output"], first["error"]) == ("not_started", [], None, None)
+    for kind, status in (
+        (StateType.RUNNING, "in_progress"),
+        (StateType.CRASHED, "in_progress"),  # the service starts it again
+        (StateType.CANCELLING, "in_progress"),
+        (StateType.CANCELLED, "cancelled"),
+        (StateType.FAILED, "failed"),
+    ):
+        await step.reach(kind)
+        assert (await seen())["status"] == status
+    last = await seen()
+    assert last["error"] == "It broke." and last["ended"]
+
+
+async def test_what_waits_is_listed_with_what_can_be_decided(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    question = call(Kind.QUESTION, 0, '{"question": "Which one?"}')
+    await step.ask(question)
+    await step.suspend(question)
+    first = (await http.get(f"/{step.id}")).json()
+    assert first["status"] == "waiting_feedback"
+    assert first["pending"] == [
+        question.model_dump(mode="json") | {"verdicts": ["answer"], "digest": question.digest, "deadline_at": None}
+    ]
+    await step.ask(call(number=1))
+    assert (await http.get(f"/{step.id}")).json()["status"] == "waiting_approval"
+
+
+async def test_the_last_decision_lets_the_step_go_on(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    calls = [call(), call(Kind.QUESTION, 1), call(Kind.CUT, 2), call(number=3)]
+    await step.ask(*calls)
+    await step.suspend(*calls)
+    first = {"call": calls[0].call_id, "verdict": "approve", "always": True, "digest": calls[0].digest}
+    response = await http.post(f"/{step.id}/approvals", json={**first, "by": "ada"})
+    assert response.status_code == 200, response.text
+    assert [(one["call_id"], one["decided_by"]) for one in response.json()["decided"]] == [(calls[0].call_id, "ada")]
+    assert len(response.json()["pending"]) == 3
+    assert (await step.states())[-1] == "Suspended"
+    decisions = [
+        {"call": calls[1].position, "verdict": "answer", "text": "the blue one"},
+        {"call": calls[2].call_id, "verdict": "result", "text": "it was sent"},
+        {"call": calls[3].call_id, "verdict": "reject", "text": "not to bob"},
+    ]
+    response = await http.post(f"/{step.id}/approvals", json={"decisions": decisions})
+    assert response.status_code == 200, response.text
+    assert (response.json()["status"], response.json()["pending"]) == ("in_progress", [])
+    assert (await step.states())[-1] == "Resuming"
+    again = await http.post(f"/{step.id}/approvals", json={"decisions": decisions})
+    assert again.status_code == 200
+
+
+async def test_several_who_decide_at_once_resume_it_once(make: Make, stage: Stage) -> None:
+    step = await make()
+    calls = [call(number=number) for number in range(4)]
+    await step.ask(*calls)
+    await step.suspend(*calls)
+    async with httpx.AsyncClient(base_url=stage.url, timeout=30) as client:
+        posts = [
+            client.post(f"/{step.id}/approvals", json={"call": one.call_id, "verdict": "approve", "by": who})
+            for one in calls
+            for who in ("ada", "bob")
+        ]
+        assert {response.status_code for response in await asyncio.gather(*posts)} == {200}
+    await asyncio.sleep(1.5)  # a sweep later
+    assert (await step.states()).count("Resuming") == 1
+
+
+async def test_what_was_decided_otherwise_stays(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    await step.ask(call(), call(number=1))
+    approve = {"call": call().call_id, "verdict": "approve", "by": "ada"}
+    assert (await http.post(f"/{step.id}/approvals", json=approve)).status_code == 200
+    late = await http.post(f"/{step.id}/approvals", json={"call": call().call_id, "verdict": "reject", "text": "no"})
+    assert late.status_code == 409
+    assert "was approved by ada" in late.json()["error"]["message"]
+    other = call(arguments='{"to": "eve"}')
+    body = {"call": call(number=1).call_id, "verdict": "approve", "digest": other.digest}
+    refused = await http.post(f"/{step.id}/approvals", json=body)
+    assert refused.status_code == 409
+    assert [one["status"] for one in (await http.get(f"/{step.id}")).json()["decided"]] == ["decided"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({}, 400, "'verdict'"),
+        ({"decisions": []}, 400, "'decisions'"),
+        ({"decisions": "approve"}, 400, "'decisions'"),
+        ({"verdict": "aprove", "call": "call_approval_0"}, 400, "'verdict'"),
+        ({"verdict": "approve"}, 400, "Say which call"),
+        ({"verdict": "approve", "call": "call_approval_0", "reson": "x"}, 400, "'reson'"),
+        ({"verdict": "approve", "call": "call_approval_0", "by": 3}, 400, "'by'"),
+        ({"verdict": "answer", "text": "yes", "call": "call_approval_0"}, 400, "only by 'approve' or 'reject'"),
+        ({"verdict": "answer", "call": "call_question_1"}, 400, "needs a text"),
+        ({"verdict": "approve", "call": "call_9"}, 404, "No call 'call_9'"),
+        ([], 400, "dictionary"),
+    ],
+)
+async def test_a_decision_that_makes_no_sense_is_refused(
+    body: Any, status: int, says: str, make: Make, http: httpx.AsyncClient
+) -> None:
+    step = await make()
+    await step.ask(call(), call(Kind.QUESTION, 1))
+    response = await http.post(f"/{step.id}/approvals", json=body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert says in error["message"] and error["type"] == "invalid_request_error"
+    assert (await http.get(f"/{step.id}")).json()["decided"] == []
+
+
+async def test_nothing_is_decided_where_one_decision_is_refused(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    await step.ask(call(), call(number=1))
+    decisions = [{"call": call().call_id, "verdict": "approve"}, {"call": call(number=1).call_id, "verdict": "answer"}]
+    assert (await http.post(f"/{step.id}/approvals", json={"decisions": decisions})).status_code == 400
+    assert (await http.get(f"/{step.id}")).json()["decided"] == []
+
+
+async def test_an_ended_step_takes_no_decision(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    await step.ask(call())
+    await step.reach(StateType.CANCELLED)
+    response = await http.post(f"/{step.id}/approvals", json={"verdict": "approve"})
+    assert (response.status_code, (await http.get(f"/{step.id}")).json()["pending"]) == (409, [])
+
+
+async def test_unknown_steps_are_not_found(make: Make, http: httpx.AsyncClient) -> None:
+    other = await make(flow="batch")
+    for unknown in (NOBODY, "nonsense", other.name):
+        for request in (
+            http.get(f"/{unknown}"),
+            http.get(f"/{unknown}/events"),
+            http.post(f"/{unknown}/approvals", json={"verdict": "approve"}),
+        ):
+            response = await request
+            assert response.status_code == 404, response.text
+            assert response.json()["error"]["code"] == "step_not_found"
+
+
+async def test_a_decision_that_came_before_the_suspension_still_resumes_it(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    await step.ask(call())
+    assert (await http.post(f"/{step.id}/approvals", json={"verdict": "approve"})).status_code == 200
+    await step.suspend(call())
+
+    async def resumed() -> bool:
+        return (await step.states())[-1] == "Resuming"
+
+    await eventually(resumed)
+
+
+async def test_a_deadline_decides_by_default(make: Make) -> None:
+    step = await make()
+    await step.ask(call())
+    await step.suspend(call())
+    async with step.database.session() as session:
+        update = "update approvals set deadline_at = now(), default_verdict = 'reject' where step_id = :id"
+        await session.execute(text(update), {"id": step.name})
+
+    async def resumed() -> bool:
+        return (await step.states())[-1] == "Resuming"
+
+    await eventually(resumed)
+
+
+async def test_a_run_that_a_person_suspended_is_left_alone(make: Make) -> None:
+    step = await make()
+    await step.reach(StateType.PAUSED, "Suspended", pause_reschedule=True)
+    await asyncio.sleep(2.5)
+    assert (await step.states())[-1] == "Suspended"
+
+
+async def test_tokens_arrive_before_the_step_ends(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    came: list[Sent] = []
+    async with step.process() as log, http.stream("GET", f"/{step.id}/events") as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        source = listen(response)
+        log.publish("call.started", "a/0", kind="model-call", name="m", attempt=1)
+        came.append(await anext(source))
+        for number in range(30):
+            log.publish("output_text.delta", "a/0", delta=f"{number} ")
+            while len("".join(event.data.get("delta", "") for event in came).split()) <= number:
+                came.append(await asyncio.wait_for(anext(source), 5))
+        log.publish("step.finished", status="succeeded", output="done")
+        came += [event async for event in source]
+    assert [came[0].id, came[-1].type] == [PER_ATTEMPT + 1, "step.finished"]
+    assert [event.id for event in came] == sorted({event.id for event in came})
+    assert came[1].data["type"] == "output_text.delta" and came[1].data["position"] == "a/0"
+
+
+async def test_every_event_comes_once_over_a_killed_server(make: Make, stage: Stage) -> None:
+    step = await make()
+    came: list[Sent] = []
+    writing = True
+
+    async def write() -> None:
+        async with step.process() as log:
+            for number in range(150):
+                log.publish("output_text.delta", f"a/{number % 7}", delta=f"{number} ")
+                await asyncio.sleep(0.03)
+            while writing:
+                await asyncio.sleep(0.05)
+            log.publish("step.finished", status="succeeded", output=None)
+
+    writer = asyncio.create_task(write())
+    for _ in range(2):
+        listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", came[-1].id if came else 0, came))
+        seen = len(came)
+        while len(came) < seen + 5:
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(stage.end, "http")
+        await listening
+        await asyncio.to_thread(stage.start, "http")
+    writing = False
+    await until_killed(f"{stage.url}/{step.id}", came[-1].id, came)
+    await writer
+    assert [event.id for event in came] == [PER_ATTEMPT + 1 + number for number in range(len(came))]
+    said = sorted("".join(event.data.get("delta", "") for event in came).split(), key=int)
+    assert said == [str(number) for number in range(150)]
+    assert came[-1].type == "step.finished"
+
+
+async def test_a_stream_begins_after_the_event_that_is_named(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    async with step.process() as log:
+        for number in range(3):
+            log.publish("call.finished", f"a/{number}")
+        log.publish("step.finished", status="succeeded")
+    for how in ({"params": {"after": PER_ATTEMPT + 2}}, {"headers": {"Last-Event-ID": str(PER_ATTEMPT + 2)}}):
+        async with http.stream("GET", f"/{step.id}/events", **how) as response:  # type: ignore[arg-type]
+            assert [event.id async for event in listen(response)] == [PER_ATTEMPT + 3, PER_ATTEMPT + 4]
+    for bad in ("x", "-1", "1.5", "٣", "9" * 30):
+        refused = await http.get(f"/{step.id}/events", params={"after": bad})
+        assert refused.status_code == 400, bad
+
+
+async def test_who_comes_back_after_the_end_is_told_to_stay_away(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    async with step.process() as log:
+        log.publish("step.started", attempt=1)
+        log.publish("step.finished", status="failed")
+    await step.reach(StateType.FAILED)
+    done = await http.get(f"/{step.id}/events", headers={"Last-Event-ID": str(PER_ATTEMPT + 2)})
+    assert done.status_code == 204
+    async with http.stream("GET", f"/{step.id}/events") as response:
+        assert types([event async for event in listen(response)]) == ["step.started", "step.finished"]
+
+
+async def test_a_step_that_ends_without_a_word_ends_its_streams(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    async with http.stream("GET", f"/{step.id}/events") as response:
+        source = listen(response)
+        await asyncio.sleep(0.5)
+        await step.reach(StateType.FAILED)
+        events = [event async for event in source]
+    assert [(event.id, event.type, event.data["status"], event.data["error"]) for event in events] == [
+        (0, "step.finished", "failed", "It broke.")
+    ]
+
+
+async def test_clients_that_leave_leave_nothing_behind(make: Make, stage: Stage) -> None:
+    step, quiet = await make(), await make()
+    pid = stage.processes["http"].pid
+    async with step.process() as log:
+        log.publish("step.started", attempt=1)
+        await until_idle(stage)
+        before = sockets(pid)
+        listeners = [
+            asyncio.create_task(until_killed(f"{stage.url}/{one.id}", 0, []))
+            for one in (step, quiet)
+            for _ in range(20)
+        ]
+        await asyncio.sleep(1.5)
+        assert sockets(pid) >= before + 40
+        for listener in listeners:
+            listener.cancel()
+        await asyncio.gather(*listeners, return_exceptions=True)
+
+        async def left() -> bool:
+            return sockets(pid) <= before + 8  # the pools keep a few
+
+        await eventually(left, 5)
+
+
+async def until_idle(stage: Stage) -> None:
+    async with httpx.AsyncClient(base_url=stage.url) as client:
+        await client.get(f"/{NOBODY}")
+
+
+async def test_told_to_stop_the_server_waits_for_no_stream(make: Make, stage: Stage) -> None:
+    step = await make()
+    came: list[Sent] = []
+    async with step.process() as log:
+        log.publish("step.started", attempt=1)
+        listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
+        while not came:
+            await asyncio.sleep(0.02)
+        begun = time.monotonic()
+        await asyncio.to_thread(stage.end, "http", signal.SIGTERM)
+        took = time.monotonic() - begun
+        await listening
+        await asyncio.to_thread(stage.start, "http")
+    assert took < 2.5  # uvicorn's own patience is 3 s
+
+
+async def test_while_the_database_is_away_it_says_so_and_streams_go_on_after(make: Make, stage: Stage) -> None:
+    step = await make()
+    came: list[Sent] = []
+    async with step.process() as log:
+        log.publish("step.started", attempt=1)
+        listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
+        while not came:
+            await asyncio.sleep(0.02)
+        with away(stage.database_url):
+            async with step.database.engine.connect() as connection:
+                others = "pid <> pg_backend_pid() and backend_type = 'client backend'"
+                await connection.execute(text(f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"))
+            async with httpx.AsyncClient(base_url=stage.url, timeout=30) as client:
+                response = await client.get(f"/{step.id}")
+            assert response.status_code == 503
+            assert "\n" not in response.json()["error"]["message"]
+            log.publish("step.finished", status="succeeded")
+        await asyncio.wait_for(listening, 15)
+    assert types(came) == ["step.started", "step.finished"]
+
+
+async def test_while_prefect_is_away_it_says_so_and_streams_go_on(make: Make, stage: Stage) -> None:
+    step = await make()
+    came: list[Sent] = []
+    async with step.process() as log:
+        log.publish("step.started", attempt=1)
+        listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
+        while not came:
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(stage.end, "prefect")
+        try:
+            async with httpx.AsyncClient(base_url=stage.url, timeout=30) as client:
+                response = await client.get(f"/{step.id}")
+            assert response.status_code == 503
+            assert "No Prefect server answers" in response.json()["error"]["message"]
+            await asyncio.sleep(2.5)  # quiet for long enough to ask Prefect whether it has ended
+            log.publish("step.finished", status="succeeded")
+            await asyncio.wait_for(listening, 10)
+        finally:
+            await asyncio.to_thread(stage.start, "prefect")
+    assert types(came) == ["step.started", "step.finished"]
+
+
+async def test_a_quiet_stream_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "HEARTBEAT_SECONDS", 0.05)
+    closed = asyncio.Event()
+
+    async def nothing() -> Any:
+        try:
+            await asyncio.sleep(30)
+            yield None
+        finally:
+            closed.set()
+
+    stream = routes._stream(nothing(), asyncio.Event())
+    assert [await anext(stream) for _ in range(3)][1:] == [b": \n\n"] * 2
+    await stream.aclose()
+    assert closed.is_set()
