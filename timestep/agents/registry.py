@@ -1,9 +1,18 @@
-"""Which agents there are: the default one and every Agents SDK ``Agent`` in the agents files, by name."""
+"""Which agents there are, by name: the default one, and in the agents files every Agents SDK ``Agent`` and every
+ControlFlow agent, task and flow.
+
+ControlFlow is imported only by an agents file that does so itself.
+"""
 
 import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,17 +20,41 @@ from typing import Any
 from agents import Agent
 
 from timestep.agents.assistant import assistant
-from timestep.errors import AgentFileError, ConflictError, NotFoundError
+from timestep.errors import AgentFileError, ConflictError, NotFoundError, UsageError
 from timestep.models.files import BUILT_IN
 from timestep.models.routing import PREFIX, is_file
 from timestep.settings import Settings
+
+_CONTROLFLOW = "controlflow"
+_RUNTIME = "timestep.agents.controlflow"
+
+
+@dataclass
+class Orchestrated:
+    """What ControlFlow runs: an agent, a task or a flow (``kind``), which :mod:`timestep.agents.controlflow` knows."""
+
+    name: str
+    kind: str
+    what: Any
+
+    @property
+    def model(self) -> Any:
+        """The agent's own model; None where it names none, and for a task or flow, whose agents have theirs."""
+        return self.what.model if self.kind == "agent" else None
+
+    @model.setter
+    def model(self, model: str) -> None:
+        self.what.model = model
+
+
+Registered = Agent[Any] | Orchestrated
 
 
 class AgentRegistry:
     """Agents by name, and for each the base model that it serves and learns on."""
 
-    def __init__(self, agents: dict[str, Agent[Any]], default_base: str) -> None:
-        self._agents = agents
+    def __init__(self, agents: Mapping[str, Registered], default_base: str) -> None:
+        self._agents = dict(agents)
         self._default_base = default_base
 
     def names(self) -> list[str]:
@@ -29,14 +62,21 @@ class AgentRegistry:
         return sorted(self._agents)
 
     def get(self, name: str) -> Agent[Any]:
-        """The agent of that name.
+        """The Agents SDK's agent of that name.
 
         Raises:
             NotFoundError: no such agent; the message names the nearest.
+            UsageError: it is ControlFlow's.
         """
-        if name not in self._agents:
-            raise NotFoundError("agent", name, self._agents)
-        return self._agents[name]
+        agent = self._find(name)
+        if isinstance(agent, Orchestrated):
+            raise UsageError(f"'{name}' is a ControlFlow {agent.kind}, not an agent of the Agents SDK.")
+        return agent
+
+    def orchestrated(self, name: str) -> Orchestrated | None:
+        """ControlFlow's agent, task or flow of that name; None where it is the Agents SDK's. NotFoundError."""
+        agent = self._find(name)
+        return agent if isinstance(agent, Orchestrated) else None
 
     def base(self, name: str) -> str | None:
         """Base model of the agent's own local model, or None where it has none of its own.
@@ -45,13 +85,21 @@ class AgentRegistry:
         model, a GGUF file or its URL (``local/`` before it or not) is on that. None where the model is a
         provider's, or another agent's.
         """
-        model = self.get(name).model
+        agent = self._find(name)
+        if isinstance(agent, Orchestrated) and agent.kind != "agent":
+            return None
+        model = agent.model
         if model is None or model in ("local", f"{PREFIX}{name}"):
             return self._default_base
         if not isinstance(model, str):
             return None
         bare = model.removeprefix(PREFIX)
         return bare if bare in (self._default_base, *BUILT_IN) or is_file(bare) else None
+
+    def _find(self, name: str) -> Registered:
+        if name not in self._agents:
+            raise NotFoundError("agent", name, self._agents)
+        return self._agents[name]
 
 
 def load_registry(settings: Settings) -> AgentRegistry:
@@ -61,7 +109,7 @@ def load_registry(settings: Settings) -> AgentRegistry:
         AgentFileError: a file that is absent or does not import, with its line.
         ConflictError: two files that define one name.
     """
-    found: dict[str, Agent[Any]] = {"assistant": assistant()}
+    found: dict[str, Registered] = {"assistant": assistant()}
     origin: dict[str, Path | None] = {"assistant": None}
     for path in settings.agents:
         for agent in load_agents(path):
@@ -75,16 +123,50 @@ def load_registry(settings: Settings) -> AgentRegistry:
     return AgentRegistry(found, settings.model)
 
 
-def load_agents(path: Path) -> list[Agent[Any]]:
-    """Every ``Agent`` at the top level of a Python file, each once."""
+def load_agents(path: Path) -> list[Registered]:
+    """Every agent, ControlFlow task and ControlFlow flow at the top level of a Python file, each once."""
     module = _import(path)
-    agents = {id(value): value for value in vars(module).values() if isinstance(value, Agent)}
+    agents: dict[int, Registered] = {id(value): value for value in vars(module).values() if isinstance(value, Agent)}
+    if _CONTROLFLOW in sys.modules:
+        found = importlib.import_module(_RUNTIME).find(vars(module))
+        agents |= {id(what): Orchestrated(name, kind, what) for name, kind, what in found}
     if not agents:
         raise AgentFileError(path, "it defines no agent. Assign an agents.Agent to a name at its top level.")
     for agent in agents.values():
         if not agent.name or "/" in agent.name or "@" in agent.name:
             raise AgentFileError(path, f"agent name '{agent.name}' can't be used; leave out '/' and '@'.")
     return list(agents.values())
+
+
+class _ControlFlowImport(MetaPathFinder, Loader):
+    """Has ControlFlow imported by the room that runs it, which tames it, whoever asks for it first."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == _CONTROLFLOW else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        sys.meta_path.remove(self)
+        importlib.import_module(_RUNTIME)
+        module = sys.modules[_CONTROLFLOW]
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+@contextmanager
+def _controlflow_tamed() -> Iterator[None]:
+    finder = _ControlFlowImport()
+    if _CONTROLFLOW in sys.modules:
+        importlib.import_module(_RUNTIME).begin_file()
+    else:
+        sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
 
 
 def _import(path: Path) -> ModuleType:
@@ -98,7 +180,8 @@ def _import(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _controlflow_tamed():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise AgentFileError(path, f"{type(error).__name__}: {error}", _line(error, path)) from error
