@@ -82,12 +82,16 @@ def _sqlite_server(folder: Path) -> Iterator[str]:
 
 async def _bare() -> None:
     from flows.support import Services
+    from flows.waiting import People
+    from timestep.agents.attempt import Attempt
     from timestep.agents.think import Thinking, think
     from timestep.agents.types import InferenceSettings
 
     services = Services.open()
     request = Thinking(uuid.uuid4().hex, "go", "quick", None, None, 10, InferenceSettings())
-    await think(request, services.settings, services.store, services.registry)
+    async with Attempt.begin(services.database, services.store, request.step_id) as attempt:
+        people = People(services.database, attempt.lease)
+        await think(request, services.settings, services.store, services.registry, attempt, people)
 
 
 async def _flow() -> None:

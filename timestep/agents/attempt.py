@@ -1,4 +1,4 @@
-"""One process's go at a step: its lease, the ledger of what is done, the log of events. All that it writes is fenced."""
+"""One process's go at a step: its lease, its ledger and its event log. All that it writes is fenced."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

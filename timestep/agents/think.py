@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
 from agents import MaxTurnsExceeded, ModelSettings, RunResult
+from agents.items import ToolApprovalItem
 from prefect.exceptions import Pause
 from pydantic import BaseModel
 
@@ -158,7 +159,7 @@ def _with_engine(
 async def _agents_sdk(step: DurableStep, agent: Any, items: list[Any], options: dict[str, Any]) -> _Ran:
     step.resolve(agent)  # a model that there is not is named before anything is asked
     result = await run_durably(step, agent, items, **options)
-    return _Ran(result.final_output, tool_calls(result), [item.to_input_item() for item in result.new_items])
+    return _Ran(result.final_output, tool_calls(result), _items(result))
 
 
 async def _orchestrated(step: DurableStep, what: Any, items: list[Any], options: dict[str, Any]) -> _Ran:
@@ -213,13 +214,19 @@ def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
 
 def tool_calls(result: RunResult) -> list[ToolCall]:
     """The run's tool calls in order, each with what came back."""
-    items: list[dict[str, Any]] = [dict(item.to_input_item()) for item in result.new_items]
+    items = _items(result)
     outputs = {item.get("call_id"): str(item["output"]) for item in items if item.get("type") == "function_call_output"}
     return [
         ToolCall(name=str(item["name"]), arguments=str(item["arguments"]), output=outputs.get(item["call_id"]))
         for item in items
         if item.get("type") == "function_call"
     ]
+
+
+def _items(result: RunResult) -> list[dict[str, Any]]:
+    """What the run has said and done, without its stops for people."""
+    said = [item for item in result.new_items if not isinstance(item, ToolApprovalItem)]
+    return [dict(item.to_input_item()) for item in said]
 
 
 def deadline(inference: InferenceSettings) -> timedelta | None:
