@@ -11,7 +11,18 @@ _HOMES = {
     "TrainingSettings": "timestep.agents.types",
     "StepContext": "timestep.agents.tools",
     "default_tools": "timestep.agents.tools",
+    "run_agent": "timestep.agents.run_agent",
+    "consume_result": "timestep.agents.run_agent",
+    "RunStateStore": "timestep.agents.run_state",
+    "MultiModelProvider": "timestep.models.providers",
+    "MultiModelProviderMap": "timestep.models.providers",
+    "OllamaModel": "timestep.models.ollama",
+    "OllamaModelProvider": "timestep.models.ollama",
+    "ask_user": "timestep.agents.ask",
+    "idempotent": "timestep.agents.declarations",
+    "once": "timestep.agents.declarations",
     "Settings": "timestep.settings",
+    "InterruptionException": "timestep.errors",
     "TimestepError": "timestep.errors",
 }
 

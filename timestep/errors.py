@@ -9,7 +9,9 @@ next step. The command line prints that line and exits 1; the server maps ``stat
     │   └── StateTransferError      400  a part of a run's state that the other language's SDK has no place for
     ├── NotFoundError               404  an agent, model, tool or object with no such name
     ├── ConflictError               409  a second service on one home, a taken port
-    │   └── UnitChangedError        409  a step started again, whose code asks something else than before
+    │   ├── UnitChangedError        409  a step started again, whose code asks something else than before
+    │   └── RunStateError           409  a saved run's state that is damaged, or of another agent or version
+    ├── InterruptionException       409  a run that waits for a person's approval, where the caller asked for it
     ├── AgentFileError              400  an agents file that does not import
     ├── ModelFileError              400  a file that is no GGUF, or a truncated one
     ├── StorageError                503  storage that can't be reached, or refuses
@@ -21,8 +23,9 @@ next step. The command line prints that line and exits 1; the server maps ``stat
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class TimestepError(Exception):
@@ -102,6 +105,31 @@ class UnitChangedError(ConflictError):
             f"timestep resume {step_id} --accept-changes"
         )
         self.step_id, self.position = step_id, position
+
+
+class RunStateError(ConflictError):
+    """A saved run's state that can't be loaded: where it lies, and why."""
+
+    code = "run_state_refused"
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"Run state '{where}': {why}")
+        self.where, self.why = where, why
+
+
+class InterruptionException(TimestepError):  # noqa: N818 - the name that the interface is specified with
+    """A run that waits for approvals. ``interruptions`` are the waiting calls, ``state`` is where it goes on.
+
+    Decide with ``state.approve(item)`` or ``state.reject(item)``, then ``run_agent(agent, state)``.
+    """
+
+    status = 409
+    code = "approval_needed"
+
+    def __init__(self, interruptions: Sequence[Any], state: Any) -> None:
+        names = ", ".join(f"'{item.name}'" for item in interruptions)
+        super().__init__(f"The run waits for a person's approval of {names}. Decide in its state, then run that.")
+        self.interruptions, self.state = list(interruptions), state
 
 
 class AgentFileError(TimestepError):
