@@ -114,7 +114,7 @@ class PythonSide:
         if name in self.agents:
             return self.agents[name]
         spec = self.description[name]
-        model = wire_model(self.log) if spec["plan"] == "wire" else PlannedModel(name, spec["plan"], self.log)
+        model = wire_model(self.log) if "wire" in spec["plan"] else PlannedModel(name, spec["plan"], self.log)
         agent: Agent[Any] = Agent(name=name, instructions=f"You are {name}.", model=model)
         self.agents[name] = agent
         agent.tools = [self.tool(tool) for tool in spec.get("tools", [])]

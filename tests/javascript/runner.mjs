@@ -33,12 +33,12 @@ class PlannedModel {
 }
 
 /** OpenAI's own model over a connection that ends here: what it would have sent is kept. */
-function wireModel(log) {
+function wireModel(log, first) {
   const fetch = async (url, options) => {
     log.requests.push(JSON.parse(options.body));
     const message = { type: 'message', id: 'msg_w', role: 'assistant', status: 'completed', content: [{ type: 'output_text', text: 'over the wire', annotations: [] }] };
     const usage = { input_tokens: 1, output_tokens: 1, total_tokens: 2, input_tokens_details: { cached_tokens: 0 }, output_tokens_details: { reasoning_tokens: 0 } };
-    const body = { id: 'resp_w', object: 'response', created_at: 0, model: 'm', status: 'completed', output: [message], usage };
+    const body = { id: 'resp_w', object: 'response', created_at: 0, model: 'm', status: 'completed', output: log.requests.length === 1 && first.length ? first : [message], usage };
     return new Response(JSON.stringify(body), { headers: { 'content-type': 'application/json' } });
   };
   return new OpenAIResponsesModel(new OpenAI({ apiKey: 'none', fetch }), 'm');
@@ -58,7 +58,7 @@ function build(description, log) {
   const make = (name) => {
     if (agents[name]) return agents[name];
     const { plan, tools = [], handoffs = [], delegates = [], guardrails = [] } = description[name];
-    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: plan === 'wire' ? wireModel(log) : new PlannedModel(name, plan, log) });
+    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: plan.wire ? wireModel(log, plan.wire) : new PlannedModel(name, plan, log) });
     agent.tools = tools.map((spec) => tool({
       name: spec.name,
       description: spec.name,

@@ -1,16 +1,13 @@
 """Every kind of item that is translated, through both SDKs' own loaders; and each kind that is refused, by name."""
 
-import copy
 import json
 from typing import Any
 
-import pytest
 from agents import RunState
 
 from tests.javascript.conftest import JavaScript
 from tests.javascript.python_side import Description, PythonSide, decide
 from timestep.agents.javascript import from_javascript, to_javascript
-from timestep.errors import StateTransferError
 
 ANNOTATION = {"type": "url_citation", "start_index": 0, "end_index": 4, "title": "aTitle", "url": "https://a.example"}
 INPUT: list[dict[str, Any]] = [
@@ -42,6 +39,7 @@ INPUT: list[dict[str, Any]] = [
     {"type": "function_call", "call_id": "call_0", "name": "look_up", "arguments": '{"a_b":{"cD":1}}', "id": "fc_0"},
     {"type": "function_call_output", "call_id": "call_0", "output": [{"type": "input_text", "text": "part"}]},
 ]
+INPUT_TEXT = "hello"
 OUTPUT: list[dict[str, Any]] = [
     {
         "type": "reasoning",
@@ -118,7 +116,7 @@ async def test_each_item_comes_back_as_it_went(javascript: JavaScript) -> None:
 async def test_javascript_sends_the_provider_what_python_would_send(javascript: JavaScript) -> None:
     side = PythonSide(DESK)
     state = (await side.run(INPUT, {})).to_state()
-    wire = {"desk": {**DESK["desk"], "plan": "wire"}}
+    wire = {"desk": {**DESK["desk"], "plan": {"wire": []}}}
     text = json.dumps(to_javascript(state, side.agent))
     there = javascript(wire, state=text, decisions=[{"call": "call_1", "approve": True}])
     here = PythonSide(wire)
@@ -132,3 +130,17 @@ async def test_javascript_sends_the_provider_what_python_would_send(javascript: 
             for key in ("type", "status", *(["output"] if item.get("type") == "mcp_call" else [])):
                 item.pop(key, None)
     assert plain(sent) == plain(expected)
+
+
+async def test_what_openai_answered_javascript_reaches_python_as_it_was(javascript: JavaScript) -> None:
+    call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "send", "arguments": '{"aB":{"c_d":1}}'}
+    answered = [*OUTPUT, {**call, "status": "completed"}]
+    first = javascript({"desk": {**DESK["desk"], "plan": {"wire": answered}}}, input=INPUT_TEXT, context={})
+    side = PythonSide({"desk": {**DESK["desk"], "plan": {"wire": []}}})
+    state = await from_javascript(first["state"], side.agent)
+    loaded = plain(state.to_json())
+    assert loaded["model_responses"][0]["output"] == answered
+    assert [i["raw_item"] for i in loaded["generated_items"] if i["type"] != "tool_approval_item"] == answered
+    decide(state, [{"call": "call_1", "approve": True}])
+    assert (await side.run(state)).final_output == "over the wire"
+    assert plain(side.log["requests"][0]["input"])[1:-1] == answered

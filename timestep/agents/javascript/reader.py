@@ -10,9 +10,10 @@ from typing import Any
 
 from agents import Agent, RunState, UserError
 
-from timestep.agents.javascript.decisions import Decided, Decisions, bare_name, decide, decided_in_javascript
+from timestep.agents.javascript.decisions import Decided, Decisions, bare_key, bare_name, decide, decided_in_javascript
 from timestep.agents.javascript.graph import agents_by_name
 from timestep.agents.javascript.items import HOSTED_CALLS, refuse_python, to_python_item
+from timestep.agents.javascript.persisted import to_python_count
 from timestep.agents.javascript.usage import to_python_usage
 
 SCHEMA = "1.14"
@@ -62,6 +63,7 @@ class _Reader:
 
     def __init__(self, js: dict[str, Any], agents: Mapping[str, Agent[Any]], decided: Decided, where: str = "") -> None:
         self.js, self.agents, self.decided, self.where = js, agents, decided, where
+        self.nested_runs: set[str] = set()
 
     def read(self) -> dict[str, Any]:
         js = self.js
@@ -97,6 +99,7 @@ class _Reader:
             "current_step": self.step(),
             "generated_items": self.items(js["generatedItems"], "generatedItems"),
             "last_processed_response": self.processed(),
+            "current_turn_persisted_item_count": self.persisted(),
             "conversation_id": js.get("conversationId"),
             "previous_response_id": js.get("previousResponseId"),
             "reasoning_item_id_policy": js.get("reasoningItemIdPolicy"),
@@ -190,11 +193,15 @@ class _Reader:
         for key, what in _REFUSED_ACTIONS.items():
             if response.get(key):
                 raise refuse_python(self.at(f"{path}.{key}"), f"has {what}")
+        functions = [self.function(entry, i) for i, entry in enumerate(response["functions"])]
+        for key in self.js.get("pendingAgentToolRuns") or {}:
+            if key not in self.nested_runs:
+                raise refuse_python(self.at(f"pendingAgentToolRuns.{key}"), "belongs to no call of this response")
         return {
             "new_items": self.items(response["newItems"], f"{path}.newItems"),
             "tools_used": response["toolsUsed"],
             "handoffs": [self.handoff(entry, i) for i, entry in enumerate(response["handoffs"])],
-            "functions": [self.function(entry, i) for i, entry in enumerate(response["functions"])],
+            "functions": functions,
             "interruptions": self.step()["data"]["interruptions"],
             "computer_actions": [],
             "custom_tool_actions": [],
@@ -203,6 +210,11 @@ class _Reader:
             "apply_patch_actions": [],
             "mcp_approval_requests": [],
         }
+
+    def persisted(self) -> int:
+        js = self.js
+        response = js["lastProcessedResponse"]["newItems"]
+        return to_python_count(js.get("currentTurnPersistedItemCount") or 0, js["generatedItems"], response)
 
     def function(self, entry: dict[str, Any], number: int) -> dict[str, Any]:
         where = self.at(f"lastProcessedResponse.functions[{number}]")
@@ -215,7 +227,7 @@ class _Reader:
             "tool_call": call,
             "tool": {
                 "name": tool["name"],
-                "lookupKey": {"kind": "bare", "name": tool["name"]},
+                "lookupKey": {"kind": "bare", "name": call["name"]},
                 "description": tool.get("description", ""),
                 "paramsJsonSchema": tool.get("parameters", {}),
             },
@@ -225,14 +237,13 @@ class _Reader:
 
     def nested_run(self, call: dict[str, Any], where: str) -> dict[str, Any] | None:
         """The waiting run of an agent that is a tool."""
-        for key, text in (self.js.get("pendingAgentToolRuns") or {}).items():
-            name, _, call_id = key.rpartition(":")
-            if call_id == call["call_id"] and call["name"] in (
-                name,
-                bare_name(name, where) if name[:1] == "[" else name,
-            ):
-                reader = _Reader(json.loads(text), self.agents, self.decided, f"{where}.pendingAgentToolRun.")
-                return reader.read()
+        runs = self.js.get("pendingAgentToolRuns") or {}
+        for key in (bare_key(call["name"]), call["name"]):
+            text = runs.get(f"{key}:{call['call_id']}")
+            if text is not None:
+                self.nested_runs.add(f"{key}:{call['call_id']}")
+                inner = _Reader(json.loads(text), self.agents, self.decided, f"{where}.pendingAgentToolRun.")
+                return inner.read()
         return None
 
     def handoff(self, entry: dict[str, Any], number: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from timestep.agents.javascript.decisions import (
 )
 from timestep.agents.javascript.graph import agent_behind, agents_by_name, handoff_target
 from timestep.agents.javascript.items import call_names, refuse_javascript, to_javascript_item
+from timestep.agents.javascript.persisted import to_javascript_count
 from timestep.agents.javascript.usage import to_javascript_usage
 
 SCHEMA, READ = "1.17", "1.21"
@@ -101,6 +102,7 @@ class _Writer:
             "currentStep": self.step(),
             "generatedItems": self.generated_items(),
             **self.processed(),
+            "currentTurnPersistedItemCount": self.persisted(),
             **self.conversation(),
             **self.trace(),
         }
@@ -242,6 +244,11 @@ class _Writer:
             },
             "pendingAgentToolRuns": nested,
         }
+
+    def persisted(self) -> int:
+        state = self.state
+        response = state["last_processed_response"]["new_items"]
+        return to_javascript_count(state["current_turn_persisted_item_count"], state["generated_items"], response)
 
     def function(self, entry: dict[str, Any], number: int) -> dict[str, Any]:
         where, tool = self.at(f"last_processed_response.functions[{number}]"), entry["tool"]
