@@ -38,6 +38,7 @@ class Graph:
         run = self._run
         name, model = run.step.resolve(agent if run.model is None else replace(agent, model=run.model))
         limits, settings = Limits.taken_from(agent.model_settings)
+        names: list[str] = []  # of its guardrails
 
         def here(*_: Any) -> str:
             return f"{run.path}{part(agent.name)}"
@@ -49,8 +50,8 @@ class Graph:
             model_settings=settings,
             tools=[durable_tool(tool, run) for tool in agent.tools],
             handoffs=[],
-            input_guardrails=scoped(agent.input_guardrails, here) or [],
-            output_guardrails=scoped(agent.output_guardrails, here) or [],
+            input_guardrails=scoped(agent.input_guardrails, here, names),
+            output_guardrails=scoped(agent.output_guardrails, here, names),
         )
         self._clones[id(agent)] = clone
         self._originals.append(agent)

@@ -9,14 +9,16 @@ from timestep.agents.step import Scope, part, present
 
 G = TypeVar("G")
 
+_SCOPED = "timestep_scoped"
 
-def scoped(guardrails: Sequence[G] | None, where: Callable[..., str]) -> list[G] | None:
-    """Copies of guardrails of any kind; ``where`` gives the position they check, from their function's arguments."""
-    if guardrails is None:
-        return None
-    names: list[str] = []
+
+def scoped(guardrails: Sequence[G] | None, where: Callable[..., str], names: list[str]) -> list[G]:
+    """Copies of guardrails of any kind; ``where`` gives the position they check, from their function's arguments.
+
+    ``names`` are those used at this position so far; the guardrails' own are added.
+    """
     copies = []
-    for guardrail in guardrails:
+    for guardrail in guardrails or ():
         name = guardrail.get_name()  # type: ignore[attr-defined]
         names.append(name)
         again = names.count(name)
@@ -27,11 +29,14 @@ def scoped(guardrails: Sequence[G] | None, where: Callable[..., str]) -> list[G]
 
 def _scoped(guardrail: G, name: str, place: str, where: Callable[..., str]) -> G:
     check = guardrail.guardrail_function  # type: ignore[attr-defined]
+    if getattr(check, _SCOPED, False):
+        return guardrail  # inherited from the run above; where it checks is found when it does
 
     async def checked(*arguments: Any) -> Any:
         with Scope(present().step, f"{where(*arguments)}/guardrail:{place}/").entered():
             result = check(*arguments)
             return await result if inspect.isawaitable(result) else result
 
+    setattr(checked, _SCOPED, True)
     copied: G = replace(guardrail, guardrail_function=checked, name=name)  # type: ignore[type-var]
     return copied

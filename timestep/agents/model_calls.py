@@ -84,9 +84,10 @@ class DurableModel(Model):
         result = await call.recorded(begin)
         response = _response.validate_python(result["response"])
         _note_positions(run, position, response)
-        step.calls.append(_record(position, request, result, response))
+        record = _record(position, request, result, response)
+        step.note(record)
         if call.executed:
-            _tell_finished(step, begin, step.calls[-1])
+            _tell_finished(step, begin, record)
         if not run.path:
             step.messages = request.messages(response)
         return response
@@ -149,7 +150,8 @@ class _Call:
         response = await retrying(self._try, self.model, retry, timeout, self.request.more)
         return {
             "model": names[-1] if names else self.name,
-            "response": _response.dump_python(response, mode="json"),
+            # As it came: no field more, and under the names that it has in JSON.
+            "response": _response.dump_python(response, mode="json", by_alias=True, exclude_unset=True),
             "seconds": round(time.perf_counter() - started, 6),
             "cost": prices.cost(_priced(self.name, self.model), response.usage, _api_url(self.model)),
         }

@@ -9,7 +9,7 @@ from agents.run_config import _coerce_run_config
 
 from timestep.agents.graph import Graph
 from timestep.agents.guardrails import scoped
-from timestep.agents.step import Run, scope
+from timestep.agents.step import Run, present, scope
 
 
 class DurableRunner(AgentRunner):
@@ -39,13 +39,19 @@ class DurableRunner(AgentRunner):
         """The agent's clone for this run; takes the run's configuration out of ``kwargs`` and puts its own there."""
         given = kwargs.get("run_config")
         config = run.configure(RunConfig(tracing_disabled=True) if given is None else _coerce_run_config(given))
-        guardrails: dict[str, Any] = {
-            name: scoped(getattr(config, name), lambda *_: run.path.rstrip("/") or "run")
-            for name in ("input_guardrails", "output_guardrails")
-        }
-        kwargs["run_config"] = replace(config, **guardrails)
+        names: list[str] = []
+        kwargs["run_config"] = replace(
+            config,
+            input_guardrails=scoped(config.input_guardrails, _of_run, names),
+            output_guardrails=scoped(config.output_guardrails, _of_run, names),
+        )
         run.graph = run.graph or Graph(run)
         return run.graph.clone(agent)
+
+
+def _of_run(*_: Any) -> str:
+    """Where the guardrails of a run's configuration stand; runs within it inherit them."""
+    return f"{present().path}run"
 
 
 def runner() -> DurableRunner:

@@ -96,6 +96,19 @@ class DurableStep:
     granted: dict[str, tuple[Kind, Decision]] = field(default_factory=dict)
     always: dict[tuple[str, str], Decision] = field(default_factory=dict)
 
+    def note(self, record: CallRecord) -> None:
+        """Put a call into the trace; the same one again, of a tool that was tried again, counts once."""
+        for index, call in enumerate(self.calls):
+            if call.position == record.position:
+                self.calls[index] = record
+                return
+        self.calls.append(record)
+
+    def below(self, position: str) -> list[CallRecord]:
+        """Calls made within the call at that position, other than by its guardrails."""
+        inside, guardrails = f"{position}/", f"{position}/guardrail:"
+        return [c for c in self.calls if c.position.startswith(inside) and not c.position.startswith(guardrails)]
+
     def usage(self) -> Usage:
         """Tokens and cost of every model call of the step, those within tools and guardrails included."""
         total = Usage()

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from agents import FunctionTool
@@ -34,8 +34,9 @@ def durable_tool(tool: Tool, run: Run) -> Tool:
     durable.on_invoke_tool = _Invoker(tool)
     # Within the unit instead: what a call comes to by its end of time is on the record too.
     durable.timeout_seconds = None
-    durable.tool_input_guardrails = scoped(tool.tool_input_guardrails, _of_call)
-    durable.tool_output_guardrails = scoped(tool.tool_output_guardrails, _of_call)
+    names: list[str] = []
+    durable.tool_input_guardrails = scoped(tool.tool_input_guardrails, _of_call, names)
+    durable.tool_output_guardrails = scoped(tool.tool_output_guardrails, _of_call, names)
     policy = tool.needs_approval
     if callable(policy):
 
@@ -120,12 +121,14 @@ class _ToolCall:
             raise
         except BaseException:
             record.seconds = time.perf_counter() - started
-            step.calls.append(record)
+            step.note(record)
             raise
         if isinstance(result, _Interrupted):
             return result.output
         record.seconds = result["seconds"]
-        step.calls.append(record)
+        for below in result.get("calls", ()):
+            step.note(CallRecord(**below))
+        step.note(record)
         tries = ToolTries.of(self.tool, step.policy, self.context, self.arguments)
         tries.failure_handled = result.get("failed", False)
         if self.executed:
@@ -225,7 +228,9 @@ class _ToolCall:
         if self._is_interrupted():
             return _Interrupted(output)
         result = {"output": as_json(self.tool, output), "seconds": round(time.perf_counter() - started, 6)}
-        return result | {"failed": True} if tries.failure_handled else result
+        # Answered from the record, the call doesn't go through those below it: it knows them itself.
+        below = [asdict(call) for call in step.below(self.position)]
+        return result | ({"calls": below} if below else {}) | ({"failed": True} if tries.failure_handled else {})
 
     def _is_interrupted(self) -> bool:
         if not self.tool._is_agent_tool or self.context.tool_call is None:
