@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,16 @@ async def cut_connections(database: Database) -> None:
     await connection.close()
 
 
-@contextmanager
-def away(url: str) -> Iterator[None]:
-    """Nobody can connect: the server's socket has another name."""
+@asynccontextmanager
+async def away(url: str) -> AsyncIterator[None]:
+    """The server's socket has another name, and who was connected is no more."""
+    last = await asyncpg.connect(url)
     socket = Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432"
     hidden = socket.rename(socket.with_name("hidden"))
     try:
+        others = "pid <> pg_backend_pid() and backend_type = 'client backend'"
+        await last.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {others}")
+        await last.close()
         yield
     finally:
         hidden.rename(socket)
@@ -129,8 +133,7 @@ async def test_an_outage_holds_nobody_up_and_loses_nothing(
 ) -> None:
     log.publish("step.started", attempt=1)
     await log.flush()
-    with away(postgres_url):
-        await cut_connections_by(database)
+    async with away(postgres_url):
         begun = time.monotonic()
         for number in range(1000):
             log.publish("output_text.delta", "a/0", delta=f"{number} ")
@@ -140,21 +143,11 @@ async def test_an_outage_holds_nobody_up_and_loses_nothing(
     assert said(await read_events(database, STEP)) == "".join(f"{number} " for number in range(1000))
 
 
-async def cut_connections_by(database: Database) -> None:
-    """By a connection that the pool still has: no new one can be made."""
-    async with database.engine.connect() as connection:
-        others = "datname = 'timestep' and pid <> pg_backend_pid()"
-        await connection.execute(text(f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"))
-
-
 async def test_a_long_outage_gives_up_the_oldest_deltas_and_says_so(
     database: Database, log: EventLog, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events, "MAX_KEPT", 20_000)
-    async with database.session():
-        pass  # so that the pool has a connection
-    with away(postgres_url):
-        await cut_connections_by(database)
+    async with away(postgres_url):
         log.publish("call.started", "a/0")
         await asyncio.sleep(0.05)  # taken up, and tried in vain
         for number in range(100):
@@ -171,8 +164,7 @@ async def test_a_long_outage_gives_up_the_oldest_deltas_and_says_so(
 
 async def test_closing_is_bounded_while_the_database_is_away(database: Database, postgres_url: str) -> None:
     log = EventLog(database, await begin(database))
-    with away(postgres_url):
-        await cut_connections_by(database)
+    async with away(postgres_url):
         log.publish("step.started", attempt=1)
         begun = time.monotonic()
         await log.close(0.3)
@@ -274,8 +266,7 @@ async def test_watching_goes_on_after_an_outage(database: Database, log: EventLo
     watching = asyncio.create_task(collect(seen, watch(database, STEP)))
     while not seen:
         await asyncio.sleep(0.02)
-    with away(postgres_url):
-        await cut_connections_by(database)
+    async with away(postgres_url):
         log.publish("step.finished", status="succeeded")
         await asyncio.sleep(1.2)
         assert len(seen) == 1

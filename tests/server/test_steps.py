@@ -45,9 +45,8 @@ def stage(postgres_url: str) -> Iterator[Stage]:
             stage.start("http")
             yield stage
         finally:
-            for name in ("http", "prefect"):
-                if name in stage.processes:
-                    stage.end(name, signal.SIGTERM)
+            for name in list(stage.processes):
+                stage.end(name)
 
 
 @pytest.fixture
@@ -401,10 +400,7 @@ async def test_while_the_database_is_away_it_says_so_and_streams_go_on_after(mak
         listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
         while not came:
             await asyncio.sleep(0.02)
-        with away(stage.database_url):
-            async with step.database.engine.connect() as connection:
-                others = "pid <> pg_backend_pid() and backend_type = 'client backend'"
-                await connection.execute(text(f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"))
+        async with away(stage.database_url):
             async with httpx.AsyncClient(base_url=stage.url, timeout=30) as client:
                 response = await client.get(f"/{step.id}")
             assert response.status_code == 503
@@ -414,7 +410,7 @@ async def test_while_the_database_is_away_it_says_so_and_streams_go_on_after(mak
     assert types(came) == ["step.started", "step.finished"]
 
 
-async def test_while_prefect_is_away_it_says_so_and_streams_go_on(make: Make, stage: Stage) -> None:
+async def test_while_prefect_hangs_it_says_so_and_streams_go_on(make: Make, stage: Stage) -> None:
     step = await make()
     came: list[Sent] = []
     async with step.process() as log:
@@ -422,17 +418,17 @@ async def test_while_prefect_is_away_it_says_so_and_streams_go_on(make: Make, st
         listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
         while not came:
             await asyncio.sleep(0.02)
-        await asyncio.to_thread(stage.end, "prefect")
+        prefect = stage.processes["prefect"]
+        prefect.send_signal(signal.SIGSTOP)
         try:
             async with httpx.AsyncClient(base_url=stage.url, timeout=30) as client:
                 response = await client.get(f"/{step.id}")
             assert response.status_code == 503
             assert "No Prefect server answers" in response.json()["error"]["message"]
-            await asyncio.sleep(2.5)  # quiet for long enough to ask Prefect whether it has ended
             log.publish("step.finished", status="succeeded")
-            await asyncio.wait_for(listening, 10)
+            await asyncio.wait_for(listening, 2)
         finally:
-            await asyncio.to_thread(stage.start, "prefect")
+            prefect.send_signal(signal.SIGCONT)
     assert types(came) == ["step.started", "step.finished"]
 
 

@@ -51,9 +51,9 @@ async def decide(
         ConflictError: decided otherwise already, or the digest is of another call; or the step has ended.
         ServiceUnavailableError: Prefect's server or the database is away.
     """
-    run = await read(client, run_id)
     approvals = Approvals(database, str(run_id))
     asked = await approvals.all()
+    run = await read(client, run_id)
     chosen = [(_named(asked, decision), decision) for decision in decisions]
     if (status := status_of(run, [])) in ENDED and any(call.status == PENDING for call, _ in chosen):
         raise ConflictError(f"Step '{run_id}' has ended ({status}); nothing of it waits any more.")

@@ -31,7 +31,7 @@ from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
-ANSWER_SECONDS = 10.0  # for Prefect's server; then it counts as away
+ANSWER_SECONDS = 5.0  # for Prefect's server; then it counts as away
 PREFIX_DIGITS = 8  # of an id that is cut short, at least
 STEPS = FlowFilter(name=FlowFilterName(any_=["step"]))
 
@@ -118,8 +118,8 @@ async def view(client: PrefectClient, database: Database, run_id: UUID, storage_
         ServiceUnavailableError: Prefect's server or the database is away.
         StorageError: the result can't be read.
     """
-    run = await read(client, run_id)
     asked = await Approvals(database, str(run_id)).all()
+    run = await read(client, run_id)
     pending = [call for call in asked if call.status == PENDING]
     async with database.session() as session:
         attempt = await session.scalar(select(StepRow.attempt).where(StepRow.id == str(run_id)))
