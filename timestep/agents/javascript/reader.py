@@ -12,15 +12,16 @@ from agents import Agent, RunState, UserError
 
 from timestep.agents.javascript.decisions import Decided, Decisions, bare_key, bare_name, decide, decided_in_javascript
 from timestep.agents.javascript.graph import agents_by_name
+from timestep.agents.javascript.guardrails import to_python_results
 from timestep.agents.javascript.items import HOSTED_CALLS, refuse_python, to_python_item
 from timestep.agents.javascript.persisted import to_python_count
+from timestep.agents.javascript.trace import to_python_trace
 from timestep.agents.javascript.usage import to_python_usage
 
 SCHEMA = "1.14"
 # Those that have decisions by agent. 1.17 is what the writer writes.
 READ = ("1.17", "1.18", "1.19", "1.20", "1.21", "1.22")
 
-_GUARDRAIL_BEHAVIORS = {"allow": "allow", "rejectContent": "reject_content", "throwException": "raise_exception"}
 _UNSETTLED = "is a write to a session that is not settled; run it on with that session first"
 _REFUSED = {
     "pendingSessionHistoryTransaction": _UNSETTLED,
@@ -28,7 +29,6 @@ _REFUSED = {
     "pendingLegacyCompactionSessionItems": _UNSETTLED,
     "currentTurnDeferredSessionItemIndexes": _UNSETTLED,
     "sandbox": "is the state of a sandbox, which only JavaScript's SDK can take up again",
-    "outputGuardrailResults": "are of a run that has ended",
 }
 _REFUSED_ACTIONS = {
     "functionToolsNotFound": "calls of tools that the agent doesn't have",
@@ -74,11 +74,6 @@ class _Reader:
         for key, why in _REFUSED.items():
             if js.get(key):
                 raise refuse_python(self.at(key), why)
-        if not js.get("initialInputGuardrailsCompleted"):
-            raise refuse_python(
-                self.at("initialInputGuardrailsCompleted"),
-                "doesn't say that the input was let through; start the run anew",
-            )
         responses = [self.response(response, i) for i, response in enumerate(js["modelResponses"])]
         pending = js.get("pendingInput") or []
         return {
@@ -93,9 +88,7 @@ class _Reader:
             "tool_use_tracker": js["toolUseTracker"],
             "max_turns": js["maxTurns"],
             "no_active_agent_run": True,
-            "input_guardrail_results": js["inputGuardrailResults"],
-            "output_guardrail_results": [],
-            **self.tool_guardrails(),
+            **to_python_results(js, self.where),
             "current_step": self.step(),
             "generated_items": self.items(js["generatedItems"], "generatedItems"),
             "last_processed_response": self.processed(),
@@ -103,7 +96,7 @@ class _Reader:
             "conversation_id": js.get("conversationId"),
             "previous_response_id": js.get("previousResponseId"),
             "reasoning_item_id_policy": js.get("reasoningItemIdPolicy"),
-            "trace": self.trace(),
+            "trace": to_python_trace(js.get("trace"), self.at("trace")),
         }
 
     def at(self, path: str) -> str:
@@ -265,26 +258,6 @@ class _Reader:
             "context": context["context"],
         }
         return made | ({"tool_input": context["toolInput"]} if context.get("toolInput") is not None else {})
-
-    def tool_guardrails(self) -> dict[str, Any]:
-        return {
-            here: [self.tool_guardrail(result) for result in self.js.get(there) or []]
-            for here, there in (
-                ("tool_input_guardrail_results", "toolInputGuardrailResults"),
-                ("tool_output_guardrail_results", "toolOutputGuardrailResults"),
-            )
-        }
-
-    def tool_guardrail(self, result: dict[str, Any]) -> dict[str, Any]:
-        output = result["output"]
-        behavior = {**output["behavior"], "type": _GUARDRAIL_BEHAVIORS[output["behavior"]["type"]]}
-        return {**result, "output": {"outputInfo": None, **output, "behavior": behavior}}
-
-    def trace(self) -> dict[str, Any] | None:
-        trace: dict[str, Any] | None = self.js.get("trace")
-        if trace and trace.get("tracing_api_key"):
-            raise refuse_python(self.at("trace.tracing_api_key"), "is a secret; write the state without it")
-        return {key: value for key, value in trace.items() if key != "tracing_api_key"} if trace else None
 
 
 def _check_complete(written: dict[str, Any], loaded: dict[str, Any], agent: Agent[Any], where: str = "") -> None:

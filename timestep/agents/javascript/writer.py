@@ -4,9 +4,7 @@ Written in JavaScript's schema 1.17, the last one without fingerprints of calls:
 it computes its own.
 """
 
-import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +18,15 @@ from timestep.agents.javascript.decisions import (
     to_javascript_approvals,
 )
 from timestep.agents.javascript.graph import agent_behind, agents_by_name, handoff_target
+from timestep.agents.javascript.guardrails import to_javascript_results
 from timestep.agents.javascript.items import call_names, refuse_javascript, to_javascript_item
+from timestep.agents.javascript.numbers import exact
 from timestep.agents.javascript.persisted import to_javascript_count
+from timestep.agents.javascript.trace import to_javascript_trace
 from timestep.agents.javascript.usage import to_javascript_usage
 
 SCHEMA, READ = "1.17", "1.21"
 
-_GUARDRAIL_BEHAVIORS = {"allow": "allow", "reject_content": "rejectContent", "raise_exception": "throwException"}
 # What must be empty: JavaScript has no place for it, and dropping it would change the run.
 _REFUSED = {
     "pending_input": "is input that waits for the next turn; run it on in Python until the model has it",
@@ -46,7 +46,6 @@ _REFUSED_ACTIONS = {
 }
 # Run items whose fields are the same in both languages, but for the raw item's.
 _PLAIN_ITEMS = {"message_output_item", "reasoning_item", "compaction_item", "handoff_call_item", "tool_call_item"}
-_EXACT_INTEGER = 2**53 - 1
 
 
 def to_javascript(state: RunState[Any, Agent[Any]] | dict[str, Any], agent: Agent[Any]) -> dict[str, Any]:
@@ -97,14 +96,13 @@ class _Writer:
             "maxTurns": state["max_turns"],
             "noActiveAgentRun": False,
             "currentTurnInProgress": True,
-            "initialInputGuardrailsCompleted": self.guardrails_completed(),
-            **self.guardrail_results(),
+            **to_javascript_results(state, self.agent, self.where),
             "currentStep": self.step(),
             "generatedItems": self.generated_items(),
             **self.processed(),
             "currentTurnPersistedItemCount": self.persisted(),
             **self.conversation(),
-            **self.trace(),
+            **to_javascript_trace(state.get("trace"), state["current_agent"]["name"], self.at("trace")),
         }
         if responses:
             written["lastModelResponse"] = responses[-1]
@@ -169,7 +167,7 @@ class _Writer:
             output = raw["output"] if isinstance(raw["output"], str) else json.dumps(output)
         made: dict[str, Any] = {"output": output}
         if item.get("custom_data"):
-            made["customData"] = _exact(item["custom_data"], f"{where}.custom_data")
+            made["customData"] = exact(item["custom_data"], f"{where}.custom_data")
         if raw["call_id"] in self.executed:
             made["executionStatus"] = "executed"
         return made
@@ -294,42 +292,11 @@ class _Writer:
         made = {
             "usage": to_javascript_usage(context["usage"]),
             "approvals": {},
-            "context": _exact(context["context"] or {}, self.at("context.context")),
+            "context": exact(context["context"] or {}, self.at("context.context")),
         }
         if context.get("tool_input") is not None:
-            made["toolInput"] = _exact(context["tool_input"], self.at("context.tool_input"))
+            made["toolInput"] = exact(context["tool_input"], self.at("context.tool_input"))
         return made
-
-    def guardrails_completed(self) -> bool:
-        """JavaScript runs on only where the input was let through, and Python's state doesn't say that it was."""
-        passed = [result["guardrail"]["name"] for result in self.state["input_guardrail_results"]]
-        for guardrail in self.agent.input_guardrails:
-            if guardrail.get_name() not in passed:
-                why = f"don't show that '{guardrail.get_name()}' of '{self.agent.name}' has run; start the run anew"
-                raise refuse_javascript(self.at("input_guardrail_results"), why)
-            passed.remove(guardrail.get_name())
-        return True
-
-    def guardrail_results(self) -> dict[str, Any]:
-        """Results of guardrails on the input and on tools; one on an output belongs to a run that has ended."""
-        if self.state["output_guardrail_results"]:
-            raise refuse_javascript(self.at("output_guardrail_results"), "are of a run that has ended")
-        return {
-            "inputGuardrailResults": _exact(self.state["input_guardrail_results"], self.at("input_guardrail_results")),
-            "outputGuardrailResults": [],
-            **{
-                there: [self.tool_guardrail(result, f"{here}[{i}]") for i, result in enumerate(self.state[here])]
-                for here, there in (
-                    ("tool_input_guardrail_results", "toolInputGuardrailResults"),
-                    ("tool_output_guardrail_results", "toolOutputGuardrailResults"),
-                )
-            },
-        }
-
-    def tool_guardrail(self, result: dict[str, Any], path: str) -> dict[str, Any]:
-        output = _exact(result["output"], self.at(path))
-        behavior = {**output["behavior"], "type": _GUARDRAIL_BEHAVIORS[output["behavior"]["type"]]}
-        return {**result, "output": {**output, "behavior": behavior}}
 
     def conversation(self) -> dict[str, Any]:
         state = self.state
@@ -343,44 +310,3 @@ class _Writer:
             "reasoningItemIdPolicy": state.get("reasoning_item_id_policy"),
         }
         return {key: value for key, value in made.items() if value is not None}
-
-    def trace(self) -> dict[str, Any]:
-        trace = self.state.get("trace")
-        if not trace or not trace.get("id"):
-            return {"trace": None}
-        if trace.get("tracing_api_key"):
-            raise refuse_javascript(self.at("trace.tracing_api_key"), "is a secret; write the state without it")
-        name = self.state["current_agent"]["name"]
-        made = {
-            "object": "trace",
-            "id": trace["id"],
-            "workflow_name": trace.get("workflow_name") or "",
-            "group_id": trace.get("group_id"),
-            "metadata": _exact(trace.get("metadata") or {}, self.at("trace.metadata")),
-        }
-        # JavaScript takes up a trace only with the span of the agent that was at work.
-        digest = hashlib.sha256(f"{trace['id']} {name}".encode()).hexdigest()
-        span = {
-            "object": "trace.span",
-            "id": f"span_{digest[:24]}",
-            "trace_id": trace["id"],
-            "parent_id": None,
-            "started_at": None,
-            "ended_at": None,
-            "error": None,
-            "span_data": {"type": "agent", "name": name, "handoffs": [], "tools": [], "output_type": "text"},
-        }
-        return {"trace": made, "currentAgentSpan": span}
-
-
-def _exact(value: Any, where: str) -> Any:
-    """``value``, refused where JavaScript would read another number than Python wrote."""
-    if isinstance(value, dict):
-        return {key: _exact(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_exact(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > _EXACT_INTEGER:
-        raise refuse_javascript(where, f"is {value}, which JavaScript's numbers can't hold exactly; make it a string")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise refuse_javascript(where, f"is {value}, which JSON doesn't have")
-    return value
