@@ -1,11 +1,14 @@
 """Agents of the test service; they log each real call to ``calls.log`` beside this file's copy."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
 from agents import Agent, ModelSettings, function_tool
 
 from tests.scripted import PlannedModel, append
+from timestep.agents.ask import ask_user
 
 LOG = Path(__file__).with_name("calls.log")
 
@@ -61,6 +64,35 @@ sender = Agent(
     name="sender", handoffs=[receiver], model=PlannedModel([[("transfer_to_receiver", {})], "never said"], LOG)
 )
 receiver.handoffs = [sender]  # a circle
+
+
+@function_tool(needs_approval=True)
+def delete(path: str) -> str:
+    """Delete a file."""
+    append(LOG, f"tool delete {path}")
+    return f"deleted {path}"
+
+
+@function_tool(needs_approval=True)
+def pay(amount: int) -> str:
+    """Die in the middle, the first time."""
+    append(LOG, f"tool pay {amount}")
+    if LOG.read_text().count("tool pay") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return f"paid {amount}"
+
+
+cleaner = Agent(
+    name="cleaner",
+    tools=[delete],
+    model=PlannedModel([[("delete", {"path": "a"})], [("delete", {"path": "b"})], "cleaned"], LOG),
+)
+pair = Agent(
+    name="pair",
+    tools=[delete, ask_user],
+    model=PlannedModel([[("delete", {"path": "x"}), ("ask_user", {"question": "Which colour?"})], "painted"], LOG),
+)
+payer = Agent(name="payer", tools=[pay], model=PlannedModel([[("pay", {"amount": 5})], "settled"], LOG))
 
 # Two agents on one tiny local model: what one learns, the other must not.
 TINY = str(Path(__file__).with_name("tiny.gguf"))
