@@ -3,7 +3,7 @@
 
 import { createInterface } from 'node:readline';
 import OpenAI from 'openai';
-import { Agent, OpenAIResponsesModel, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
+import { Agent, MCPServerStdio, OpenAIResponsesModel, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
 
 const traces = [];
 setTraceProcessors([]);
@@ -96,10 +96,22 @@ const pending = (state) => state.getInterruptions().map((item) => ({
 }));
 
 /** start: from the beginning; resume: from a state's text. Then decide, and run on unless `run` is false. */
-async function serve({ agents, input, context, state: text, decisions = [], run = true, conversation }) {
+async function serve({ mcp, ...request }) {
+  if (!mcp) return answerTo(request, []);
+  const server = new MCPServerStdio({ name: 'ruler', ...mcp });
+  await server.connect();
+  try {
+    return await answerTo(request, [server]);
+  } finally {
+    await server.close();
+  }
+}
+
+async function answerTo({ agents, input, context, state: text, decisions = [], run = true, conversation }, mcpServers) {
   const log = { models: [], requests: [], ran: [], guardrails: [] };
   traces.length = 0;
   const agent = build(agents, log);
+  agent.mcpServers = mcpServers;
   const runner = new Runner({ workflowName: 'desk work', groupId: 'group-1', traceMetadata: { tenant_id: 't1' } });
   let state = text === undefined ? undefined : await RunState.fromString(agent, text);
   if (state) decide(state, decisions);

@@ -1,9 +1,12 @@
 """What stands around the conversation: guardrails, trace, the server's conversation, custom data, tool errors."""
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from agents import Runner, SQLiteSession
+from agents.mcp import MCPServerStdio
 
 from tests.javascript.conftest import JavaScript
 from tests.javascript.python_side import Description, PythonSide, decide
@@ -105,3 +108,33 @@ async def test_a_session_gets_each_item_once(javascript: JavaScript) -> None:
         return await session.get_items()
 
     assert await run(True) == await run(False)
+
+
+async def test_a_call_of_an_mcp_server_that_was_answered_stays_answered(javascript: JavaScript, tmp_path: Path) -> None:
+    agents: Description = {
+        "desk": {
+            "tools": [{"name": "send", "approval": True}],
+            "plan": [
+                [
+                    {"call": "call_1", "name": "send", "arguments": "{}"},
+                    {"call": "call_2", "name": "measure", "arguments": '{"thing":"rope"}'},
+                ],
+                "done",
+            ],
+        }
+    }
+    log = tmp_path / "calls.log"
+    command = {"command": sys.executable, "args": [str(Path(__file__).with_name("mcp_server.py")), str(log)]}
+    first = javascript(agents, input="hello", context={}, mcp=command)
+    async with MCPServerStdio(params=command, name="ruler") as server:  # type: ignore[arg-type]
+        side = PythonSide(agents)
+        side.agent.mcp_servers = [server]
+        state = (await side.run("hello", {})).to_state()
+        there = javascript(agents, state=json.dumps(to_javascript(state, side.agent)), decisions=YES, mcp=command)
+        assert there["output"] == "done"
+        back = await from_javascript(first["state"], side.agent)
+        decide(back, YES)
+        assert (await side.run(back)).final_output == "done"
+    assert log.read_text() == "rope\nrope\n"  # once in each language's own first half
+    for models in (there["models"], side.log["models"]):
+        assert "rope is 4 long" in json.dumps(models[-1]["input"])

@@ -64,6 +64,7 @@ class _Reader:
     def __init__(self, js: dict[str, Any], agents: Mapping[str, Agent[Any]], decided: Decided, where: str = "") -> None:
         self.js, self.agents, self.decided, self.where = js, agents, decided, where
         self.nested_runs: set[str] = set()
+        self.mcp_bindings: dict[str, list[Any]] = {}
 
     def read(self) -> dict[str, Any]:
         js = self.js
@@ -202,6 +203,7 @@ class _Reader:
             "shell_actions": [],
             "apply_patch_actions": [],
             "mcp_approval_requests": [],
+            "mcp_tool_bindings": self.mcp_bindings,
         }
 
     def persisted(self) -> int:
@@ -211,10 +213,6 @@ class _Reader:
 
     def function(self, entry: dict[str, Any], number: int) -> dict[str, Any]:
         where = self.at(f"lastProcessedResponse.functions[{number}]")
-        if entry.get("mcpToolBinding") is not None:
-            raise refuse_python(
-                where, f"calls '{entry['tool']['name']}', a tool of an MCP server, which is not translated"
-            )
         call, tool = to_python_item(entry["toolCall"], f"{where}.toolCall"), entry["tool"]
         made = {
             "tool_call": call,
@@ -225,8 +223,19 @@ class _Reader:
                 "paramsJsonSchema": tool.get("parameters", {}),
             },
         }
+        self.mcp_binding(entry, where)
         nested = self.nested_run(call, where)
         return made | ({"agent_run_state": nested} if nested else {})
+
+    def mcp_binding(self, entry: dict[str, Any], where: str) -> None:
+        """Notes whose tool of which MCP server was called; it must have answered."""
+        binding, call = entry.get("mcpToolBinding"), entry["toolCall"]
+        if binding is None:
+            return
+        outputs = (item["rawItem"] for item in self.js["generatedItems"] if item["type"] == "tool_call_output_item")
+        if binding == "unknown" or not any(output.get("callId") == call["callId"] for output in outputs):
+            raise refuse_python(where, f"waits for '{call['name']}', a tool of an MCP server, which is not translated")
+        self.mcp_bindings[call["callId"]] = [binding["serverName"], binding["toolName"], binding["serverIndex"]]
 
     def nested_run(self, call: dict[str, Any], where: str) -> dict[str, Any] | None:
         """The waiting run of an agent that is a tool."""

@@ -42,7 +42,6 @@ _REFUSED_ACTIONS = {
     "shell_actions": "shell",
     "apply_patch_actions": "apply_patch",
     "mcp_approval_requests": "hosted MCP",
-    "mcp_tool_bindings": "MCP",
 }
 # Run items whose fields are the same in both languages, but for the raw item's.
 _PLAIN_ITEMS = {"message_output_item", "reasoning_item", "compaction_item", "handoff_call_item", "tool_call_item"}
@@ -256,8 +255,19 @@ class _Writer:
         return {
             "toolCall": to_javascript_item(entry["tool_call"], f"{where}.tool_call", self.names),
             "tool": {**described, "parameters": tool.get("paramsJsonSchema", {})},
-            "mcpToolBinding": None,
+            "mcpToolBinding": self.mcp_binding(entry["tool_call"], where),
         }
+
+    def mcp_binding(self, call: dict[str, Any], where: str) -> dict[str, Any] | None:
+        """Whose tool of which MCP server was called; it must have answered, as JavaScript asks nobody about these."""
+        binding = self.state["last_processed_response"].get("mcp_tool_bindings", {}).get(call["call_id"])
+        if binding is None:
+            return None
+        if not self.state["context"]["tool_invocations"].get(call["call_id"], {}).get("completed"):
+            raise refuse_javascript(
+                where, f"waits for '{call['name']}', a tool of an MCP server, which is not translated"
+            )
+        return dict(zip(("serverName", "toolName", "serverIndex"), binding, strict=True))
 
     def handoff(self, entry: dict[str, Any], number: int) -> dict[str, Any]:
         where, tool = self.at(f"last_processed_response.handoffs[{number}]"), entry["handoff"]["tool_name"]
