@@ -4,7 +4,6 @@ A run that must survive its process is a step (``timestep run``); one that waits
 :class:`timestep.agents.run_state.RunStateStore`.
 """
 
-import copy
 import dataclasses
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +22,7 @@ from agents.memory import Session
 from agents.result import RunResultBase
 
 from timestep.errors import InterruptionException, UsageError
-from timestep.models.providers import MultiModelProvider, MultiModelProviderMap
+from timestep.models.providers import MultiModelProvider
 
 OnInterruption = Literal["return", "raise"]
 Result = TypeVar("Result", RunResult, RunResultStreaming)
@@ -112,11 +111,10 @@ def _configured(config: RunConfig | None, provider: ModelProvider | None) -> Run
     return config if provider is None else dataclasses.replace(config, model_provider=provider)
 
 
-def _with_our_prefixes(provider: MultiProvider) -> MultiProvider:
+def _with_our_prefixes(provider: MultiProvider) -> MultiModelProvider:
     """A copy: the provider's own options and prefixes stay, and go before ours."""
-    known = MultiModelProviderMap()
-    for prefix, own in (provider.provider_map.get_mapping() if provider.provider_map else {}).items():
-        known.add_provider(prefix, own)
-    ours = copy.copy(provider)
+    ours = MultiModelProvider(provider_map=provider.provider_map)
+    known = ours.provider_map
+    vars(ours).update(vars(provider))
     ours.provider_map = known
     return ours

@@ -127,8 +127,8 @@ class RunStateStore:
             return await RunState.from_json(self._agent, found, context_override=context, strict_context=True)
         except UserError as error:
             raise RunStateError(where, self._why(found, error)) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunStateError(where, f"it is damaged ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # whatever a part that is missing leads to; the SDK shows no details
+            raise RunStateError(where, f"it is damaged, no run can be made of it ({type(error).__name__}).") from error
 
     def _why(self, found: dict[str, Any], error: UserError) -> str:
         current = found.get("current_agent")
@@ -147,7 +147,9 @@ class RunStateStore:
             raise RunStateError(where, f"it belongs to agent '{about.get('agent')}', not to '{agent.name}'.")
         if about.get("version") != self._version:
             versions = (_quoted(about.get("version")), _quoted(self._version))
-            raise RunStateError(where, f"it belongs to {versions[0]} of agent '{agent.name}'; this store, to {versions[1]}.")
+            raise RunStateError(
+                where, f"it belongs to {versions[0]} of agent '{agent.name}'; this store, to {versions[1]}."
+            )
         changes = _changes(about.get("graph") or {}, _graph(agent))
         if changes and not accept_changes:
             raise RunStateError(
