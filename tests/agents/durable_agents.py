@@ -71,12 +71,8 @@ def streamed(log: Path) -> Agent[Any]:
     async def on_stream(event: Any) -> None:
         return
 
-    return agent(
-        log,
-        "outer",
-        [[("ask_inner", {"input": "x"})], "done"],
-        tools=[inner.as_tool("ask_inner", "Ask.", on_stream=on_stream)],
-    )
+    tool = inner.as_tool("ask_inner", "Ask.", on_stream=on_stream)
+    return agent(log, "outer", [[("ask_inner", {"input": "x"})], "done"], tools=[tool])
 
 
 def twice(log: Path) -> Agent[Any]:
@@ -98,15 +94,11 @@ def handed_over(log: Path) -> Agent[Any]:
     def note(context: RunContextWrapper[Any]) -> None:
         append(log, "handoff noted")
 
-    plan: Plan = [[("transfer_to_second", {})], [], "back: done"]
-    second = agent(
-        log, "second", [[], [("remember", {"text": "here"})], [("transfer_to_first", {})]], tools=[remember(log)]
-    )
-    first = agent(log, "first", plan, handoffs=[handoff(second, on_handoff=note)])
-    first.model = NamedModel("first", [[("transfer_to_second", {})], [("x", {})], [("y", {})], "back: done"], log)
-    second.model = NamedModel(
-        "second", [[("z", {})], [("remember", {"text": "here"})], [("transfer_to_first", {})]], log
-    )
+    # Each agent reads the whole conversation, so its plan goes by the calls that both of them have made.
+    here: Plan = [[("x", {})], [("remember", {"text": "here"})], [("transfer_to_first", {})]]
+    second = agent(log, "second", here, tools=[remember(log)])
+    there: Plan = [[("transfer_to_second", {})], [("x", {})], [("x", {})], "back: done"]
+    first = agent(log, "first", there, handoffs=[handoff(second, on_handoff=note)])
     second.handoffs = [first]
     return first
 
@@ -152,9 +144,8 @@ def clocked(log: Path) -> Agent[Any]:
         append(log, "instructions")
         return f"It is {datetime.now().isoformat()}."
 
-    return agent(
-        log, "clocked", [[("remember", {"text": "a"})], "done"], tools=[remember(log)], instructions=instructions
-    )
+    plan: Plan = [[("remember", {"text": "a"})], "done"]
+    return agent(log, "clocked", plan, tools=[remember(log)], instructions=instructions)
 
 
 class Answer(BaseModel):
@@ -188,12 +179,7 @@ def approved(log: Path) -> Agent[Any]:
 def approved_below(log: Path) -> Agent[Any]:
     """Two agents as tools at once, each with a call that needs an approval after one that doesn't."""
     pay = remember(log, name_override="pay", needs_approval=True)
-    plan: Plan = [
-        [("remember", {"text": "first"})],
-        [("pay", {"text": "paid"})],
-        [("pay", {"text": "more"})],
-        "inner done",
-    ]
+    plan: Plan = [[("remember", {"text": "1"})], [("pay", {"text": "2"})], [("pay", {"text": "3"})], "inner done"]
     inner = agent(log, "inner", plan, tools=[pay, remember(log)])
     calls: Plan = [[("ask_inner", {"input": "x"}), ("ask_inner", {"input": "y"})], "done"]
     return agent(log, "outer", calls, tools=[inner.as_tool("ask_inner", "Ask.")])

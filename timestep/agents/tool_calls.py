@@ -17,7 +17,7 @@ from timestep.agents.guardrails import scoped
 from timestep.agents.ledger import Begin, Ledger, Recorded
 from timestep.agents.outputs import as_json, from_json
 from timestep.agents.step import CallRecord, Run, Scope, Stop, present
-from timestep.agents.tool_tries import ToolTries
+from timestep.agents.tool_tries import ToolTries, failure_handled
 from timestep.agents.tools import keyed
 from timestep.agents.units import fingerprint, unit
 from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict, call_digest
@@ -129,8 +129,7 @@ class _ToolCall:
         for below in result.get("calls", ()):
             step.note(CallRecord(**below))
         step.note(record)
-        tries = ToolTries.of(self.tool, step.policy, self.context, self.arguments)
-        tries.failure_handled = result.get("failed", False)
+        failure_handled(self.context, note=result.get("failed", False))
         if self.executed:
             step.events.publish(
                 "call.finished", self.position, kind=KIND, name=self.tool.name, seconds=record.seconds, replayed=False
@@ -222,15 +221,19 @@ class _ToolCall:
     async def _execute(self) -> Any:
         step, started = self.run.step, time.perf_counter()
         step.events.publish("call.started", self.position, kind=KIND, name=self.tool.name, attempt=step.attempt)
-        tries = ToolTries.of(self.tool, step.policy, self.context, self.arguments)
-        with Scope(step, f"{self.position}/").entered(), keyed(idempotency_key(step.step_id, self.position)):
+        # An agent's calls end by themselves, and may wait for people.
+        seconds = None if self.tool._is_agent_tool else step.policy.tool_timeout
+        tries = ToolTries(self.tool, self.context, self.arguments, lambda: Scope(step, f"{self.position}/"), seconds)
+        with keyed(idempotency_key(step.step_id, self.position)):
             output = await tries.output()
         if self._is_interrupted():
             return _Interrupted(output)
         result = {"output": as_json(self.tool, output), "seconds": round(time.perf_counter() - started, 6)}
         # Answered from the record, the call doesn't go through those below it: it knows them itself.
         below = [asdict(call) for call in step.below(self.position)]
-        return result | ({"calls": below} if below else {}) | ({"failed": True} if tries.failure_handled else {})
+        return (
+            result | ({"calls": below} if below else {}) | ({"failed": True} if failure_handled(self.context) else {})
+        )
 
     def _is_interrupted(self) -> bool:
         if not self.tool._is_agent_tool or self.context.tool_call is None:

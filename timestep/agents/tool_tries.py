@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from agents.tool import (
 )
 
 from timestep.agents.declarations import retries
-from timestep.agents.step import CallPolicy
+from timestep.agents.step import Scope
 from timestep.errors import NotFoundError, UsageError
 
 GRACE = 2.0  # seconds for a cancelled tool to clean up; a thread can't be cancelled and is left behind
@@ -26,29 +27,28 @@ _FINAL = (ModelBehaviorError, UsageError, NotFoundError)
 _FAILURE_HANDLED = "_function_tool_default_failure_handled"
 
 
+def failure_handled(context: Any, note: bool = False) -> bool:
+    """Whether what the call returned is the SDK's own sentence for a failure; ``note`` that it is."""
+    if note:
+        setattr(context, _FAILURE_HANDLED, True)
+    return bool(getattr(context, _FAILURE_HANDLED, False))
+
+
 @dataclass
 class ToolTries:
-    """The tries of one call. ``seconds`` is the timeout of each, None for no end."""
+    """The tries of one call; ``scope`` makes the place of the runs that one try starts.
+
+    ``seconds`` is the timeout of each try where the tool has none, None for no end.
+    """
 
     tool: FunctionTool
     context: Any
     arguments: str
+    scope: Callable[[], Scope]
     seconds: float | None
 
-    @classmethod
-    def of(cls, tool: FunctionTool, policy: CallPolicy, context: Any, arguments: str) -> "ToolTries":
-        """With the tool's own timeout, or the policy's. An agent's calls end by themselves, and may wait for people."""
-        default = None if tool._is_agent_tool else policy.tool_timeout
-        return cls(tool, context, arguments, tool.timeout_seconds or default)
-
-    @property
-    def failure_handled(self) -> bool:
-        """Whether the output is the SDK's own sentence for a failure."""
-        return bool(getattr(self.context, _FAILURE_HANDLED, False))
-
-    @failure_handled.setter
-    def failure_handled(self, value: bool) -> None:
-        setattr(self.context, _FAILURE_HANDLED, value)
+    def __post_init__(self) -> None:
+        self.seconds = self.tool.timeout_seconds or self.seconds
 
     async def output(self) -> Any:
         """What the tool returned, or what the model is told of its failure.
@@ -75,9 +75,11 @@ class ToolTries:
             return await self._late(error)
 
     async def _once(self, tool: FunctionTool) -> Any:
-        if self.seconds is None:
-            return await tool.on_invoke_tool(self.context, self.arguments)
-        task = asyncio.ensure_future(tool.on_invoke_tool(self.context, self.arguments))
+        # A new scope for each try: the runs of the one before are answered from the record.
+        with self.scope().entered():
+            if self.seconds is None:
+                return await tool.on_invoke_tool(self.context, self.arguments)
+            task = asyncio.ensure_future(tool.on_invoke_tool(self.context, self.arguments))
         # A failure after the call was given up is nobody's.
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -107,7 +109,7 @@ class ToolTries:
         if self.tool.timeout_behavior == "raise_exception" or self.seconds is None:
             raise error
         if self.tool.timeout_error_function is None:
-            self.failure_handled = True
+            failure_handled(self.context, note=True)
             return default_tool_timeout_error_message(tool_name=self.tool.name, timeout_seconds=self.seconds)
         told = self.tool.timeout_error_function(self.context, error)
         return await told if inspect.isawaitable(told) else told
