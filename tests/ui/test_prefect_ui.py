@@ -96,3 +96,46 @@ async def test_form_runs_a_step_in_training_mode(page: Page, service: Service, s
     if screenshots:
         await page.wait_for_timeout(3 * SECONDS)
         await page.screenshot(path=screenshots / "loss-curve.png")
+
+
+@pytest.mark.timeout(600)
+async def test_form_of_a_suspended_step_takes_decisions(page: Page, service: Service, screenshots: Path | None) -> None:
+    service.clear_calls()
+    run = await start(service, agent="pair", input="go")
+    await page.goto(f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}")
+    await expect(page.get_by_text("Suspended").first).to_be_visible(timeout=60 * SECONDS)
+    await page.get_by_role("button", name="Resume").first.click()
+    dialog = page.locator(".p-modal")
+    await expect(dialog.get_by_text("1 · delete")).to_be_visible(timeout=20 * SECONDS)
+    await expect(dialog.get_by_text("Which colour?")).to_be_visible()
+    await expect(dialog.locator("code", has_text='"x"')).to_be_visible()
+    if screenshots:
+        await page.wait_for_timeout(1 * SECONDS)
+        await page.screenshot(path=screenshots / "approval.png")
+    # A call that nobody has decided of is named, and nothing is resumed.
+    await dialog.get_by_role("button", name="Submit").click()
+    await expect(dialog.get_by_text("'decision' is a required property")).to_be_visible(timeout=20 * SECONDS)
+    control = dialog.locator("button.p-select-button__control").first
+    await control.focus()
+    await page.keyboard.press("Space")
+    await page.get_by_role("option", name="reject", exact=True).click()
+    texts = dialog.locator("textarea")
+    await texts.nth(0).fill("keep it")
+    await texts.nth(1).fill("blue")
+    await dialog.get_by_role("button", name="Submit").click()
+    await expect(dialog).to_have_count(0, timeout=20 * SECONDS)
+    # In the page's head: the log has the word of each task.
+    await expect(page.locator(".state-badge", has_text="Completed").first).to_be_visible(timeout=60 * SECONDS)
+    assert "tool delete x" not in service.calls
+    shown = service.json("show", run)
+    outputs = [call["output"] for call in shown["result"]["tool_calls"]]
+    assert outputs == ["A person rejected this call: keep it", "blue"]
+
+
+async def start(service: Service, **parameters: Any) -> str:
+    """Start a step; returns the id of its flow run."""
+    async with httpx.AsyncClient() as client:
+        found = await client.get(f"{service.prefect_api}/deployments/name/step/step")
+        url = f"{service.prefect_api}/deployments/{found.json()['id']}/create_flow_run"
+        made = await client.post(url, json={"parameters": parameters})
+        return str(made.json()["id"])

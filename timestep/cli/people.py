@@ -16,6 +16,8 @@ Call = Annotated[str | None, typer.Option(metavar="ID", help="Which call, where 
 
 # Gets the client, the database and the step's id.
 Work = Callable[[Any, Any, Any, Any], Awaitable[Any]]
+# Decisions on the step whose view it gets.
+Choose = Callable[[Any], list[dict[str, Any]]]
 
 
 def show(step: Step, home: Home = None, as_json: Json = False) -> None:
@@ -41,22 +43,29 @@ def show(step: Step, home: Home = None, as_json: Json = False) -> None:
 
 def approve(
     step: Step,
-    call: Call = None,
+    call: Annotated[
+        str | None, typer.Option(metavar="ID", help="This call; without it, every one that waits for an approval now.")
+    ] = None,
     reject: Annotated[str | None, typer.Option(metavar="WHY", help="Don't let it run; the model is told why.")] = None,
     always: Annotated[bool, typer.Option("--always", help="The same for every later call of this tool.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Every call that waits for an approval now.")] = False,
     home: Home = None,
 ) -> None:
-    """Let a call run that waits for an approval, or reject it."""
+    """Let calls run that wait for an approval, or reject them."""
     from timestep.agents.waiting import Kind, Verdict
 
     verdict = Verdict.APPROVE if reject is None else Verdict.REJECT
-    if everything and call is not None:
-        raise UsageError("Say --call or --all, not both.")
-    chosen = _pending(step, home, Kind.APPROVAL) if everything else [call]
-    if not chosen:
-        raise UsageError(f"No call of step '{step}' waits for an approval. See: timestep show {step}")
-    _decide(step, home, [{"call": one, "verdict": verdict, "text": reject, "always": always} for one in chosen])
+
+    def approvals(view: Any) -> list[dict[str, Any]]:
+        """Those that wait now, with what they would do: none that comes in between is decided unseen."""
+        chosen = [{"call": call}] if call is not None else []
+        if call is None:
+            waiting = [one for one in view.pending if one.kind is Kind.APPROVAL]
+            chosen = [{"call": one.position, "digest": one.call_digest} for one in waiting]
+        if not chosen:
+            raise UsageError(f"No call of step '{step}' waits for an approval. See: timestep show {step}")
+        return [one | {"verdict": verdict, "text": reject, "always": always} for one in chosen]
+
+    _decide(step, home, approvals)
 
 
 def answer(
@@ -124,18 +133,18 @@ async def _view(client: Any, database: Any, run_id: Any, settings: Any) -> Any:
     return await steps.view(client, database, run_id, settings.storage)
 
 
-def _pending(step: str, home: Path | None, kind: Any) -> list[str]:
-    return [call.call_id for call in run(_with(step, home, _view)).pending if call.kind is kind]
-
-
-def _decide(step: str, home: Path | None, decisions: list[dict[str, Any]]) -> None:
+def _decide(step: str, home: Path | None, decisions: Choose | list[dict[str, Any]]) -> None:
     """Decide, and say what of the step still waits."""
     from timestep.cli.display import SHORT, asked
 
     async def work(client: Any, database: Any, run_id: Any, settings: Any) -> Any:
         from timestep import steps
 
-        chosen = [steps.CallDecision(**decision) for decision in decisions]
+        if callable(decisions):
+            given = decisions(await steps.view(client, database, run_id, settings.storage))
+        else:
+            given = decisions
+        chosen = [steps.CallDecision(**decision) for decision in given]
         await steps.decide(client, database, run_id, chosen, by=_who())
         return await steps.view(client, database, run_id, settings.storage)
 
