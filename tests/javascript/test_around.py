@@ -3,8 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import pytest
 from agents import Runner, SQLiteSession
 from agents.mcp import MCPServerStdio
 
@@ -138,3 +140,61 @@ async def test_a_call_of_an_mcp_server_that_was_answered_stays_answered(javascri
     assert log.read_text() == "rope\nrope\n"  # once in each language's own first half
     for models in (there["models"], side.log["models"]):
         assert "rope is 4 long" in json.dumps(models[-1]["input"])
+
+
+async def test_custom_data_and_what_guardrails_said_of_tools_are_carried(javascript: JavaScript) -> None:
+    side = PythonSide(DESK)
+    written = (await side.run("hello", {})).to_state().to_json()
+    items = [written["generated_items"], written["session_items"]]
+    for item in (item for kept in items for item in kept if item["type"] == "tool_call_output_item"):
+        item["custom_data"] = {"row_id": 7, "someKey": {"in_ner": None}}
+    said = {"type": "reject_content", "message": "no"}
+    for kind in ("input", "output"):
+        guardrail = {"type": f"tool_{kind}", "name": "g"}
+        result = {"guardrail": guardrail, "output": {"outputInfo": {"a_b": 1}, "behavior": said}}
+        written[f"tool_{kind}_guardrail_results"] = [result]
+    over = javascript(DESK, state=json.dumps(to_javascript(written, side.agent)), run=False)["state"]
+    assert over["toolInputGuardrailResults"][0]["output"]["behavior"] == {"type": "rejectContent", "message": "no"}
+    back = (await from_javascript(over, side.agent)).to_json()
+    for key in ("tool_input_guardrail_results", "tool_output_guardrail_results"):
+        assert back[key] == written[key]
+    assert [item.get("custom_data") for item in back["generated_items"]] == [
+        item.get("custom_data") for item in written["generated_items"]
+    ]
+
+
+def nasty(random: Random, depth: int = 3) -> Any:
+    """Any JSON, with keys that a careless translation would rename, merge or lose."""
+    keys = ["some_key", "someKey", "SomeKey", "call_id", "callId", "raw_item", "rawItem", "type", "agent", "$ref"]
+    keys += ["constructor", "toString", "a.b", "", "10", "2", "ключ", "schema_version", "providerData", "__proto__x"]
+    match random.randrange(8 if depth else 5):
+        case 0:
+            return random.choice([None, True, False])
+        case 1:
+            return random.randint(-(2**53) + 1, 2**53 - 1)
+        case 2:
+            return random.random() * 10 ** random.randint(-9, 9)
+        case 3 | 4:
+            return "".join(random.choices('aZ_é\\"\n\u2028漢😀 {}$', k=random.randrange(9)))
+        case 5:
+            return [nasty(random, depth - 1) for _ in range(random.randrange(4))]
+        case _:
+            return {key: nasty(random, depth - 1) for key in random.sample(keys, random.randrange(6))}
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_values_pass_untouched(javascript: JavaScript, seed: int) -> None:
+    random = Random(seed)
+    context = {f"top_{i}": nasty(random) for i in range(8)}
+    arguments = json.dumps({"an_arg": nasty(random), "anArg": nasty(random)}, ensure_ascii=bool(seed % 2))
+    name = random.choice(["send_it", "sendIt", "Send_It_2"])
+    plan = [[{"call": "call_1", "name": name, "arguments": arguments}], "done"]
+    agents: Description = {"desk": {"tools": [{"name": name, "approval": True}], "plan": plan}}
+    side = PythonSide(agents)
+    state = (await side.run("hello", context)).to_state()
+    there = javascript(agents, state=json.dumps(to_javascript(state, side.agent)), run=False)
+    assert there["context"] == context
+    assert [(item["name"], item["arguments"]) for item in there["pending"]] == [(name, arguments)]
+    back = await from_javascript(there["state"], side.agent)
+    assert back.to_json()["context"]["context"] == context
+    assert [(item.tool_name, item.arguments) for item in back.get_interruptions()] == [(name, arguments)]

@@ -47,15 +47,21 @@ async def state(side: PythonSide) -> RunState[Any, Agent[Any]]:
 
 
 def put(state: Any, path: str, value: Any) -> None:
-    """Sets ``value`` at a path such as ``items[2].raw_item``; a text of JSON on the way is opened and closed again."""
+    """Sets ``value`` at a path such as ``items[2].raw_item``."""
     *steps, last = [int(s) if s.isdigit() else s for s in path.replace("[", ".").replace("]", "").split(".")]
     for step in steps:
         state = state[step]
     state[last] = value
 
 
+def first_name(path: str) -> str:
+    return path.split(".")[0].split("[")[0].replace("generated_session_item_indexes", "session_items")
+
+
 TO_JAVASCRIPT: list[tuple[str, Any, str]] = [
     ("$schemaVersion", "1.20", "is '1.20', not '1.21'"),
+    ("context", {}, "is damaged"),
+    ("model_responses", None, "is damaged"),
     ("pending_input", [{"role": "user", "content": "more"}], "waits for the next turn"),
     ("pending_session_write", {"session_id": "s"}, "not settled"),
     ("sandbox", {"kind": "x"}, "sandbox"),
@@ -116,15 +122,15 @@ async def test_to_javascript_refuses(
     assert refused.value.target == "JavaScript"
     assert str(refused.value).startswith(f"This state can't be carried to JavaScript: '{refused.value.where}' ")
     assert why in str(refused.value)
-    assert refused.value.where.startswith(
-        path.split(".")[0].split("[")[0].replace("generated_session_item_indexes", "session")
-    )
+    assert refused.value.where == "$" or refused.value.where.startswith(first_name(path))
     if path.startswith(HELPER):
         assert refused.value.where.startswith(f"{HELPER}.")
 
 
 TO_PYTHON: list[tuple[str, Any, str]] = [
     ("$schemaVersion", "1.16", "is '1.16', not one of"),
+    ("context", {}, "is damaged"),
+    ("modelResponses", None, "is damaged"),
     ("initialInputGuardrailsCompleted", False, "doesn't say that the input was let through"),
     ("pendingSessionWrite", {"sessionId": "s"}, "not settled"),
     ("sandbox", {"backendId": "x"}, "sandbox"),
@@ -191,7 +197,7 @@ async def test_to_python_refuses(
         await from_javascript(js, side.agent)
     assert refused.value.target == "Python"
     assert why in str(refused.value)
-    assert refused.value.where.startswith(path.split(".")[0].split("[")[0])
+    assert refused.value.where == "$" or refused.value.where.startswith(first_name(path))
 
 
 async def test_what_a_nested_run_in_javascript_holds_is_refused_at_its_place(

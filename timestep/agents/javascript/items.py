@@ -36,7 +36,7 @@ def to_javascript_item(item: Item, where: str, names: Mapping[str, str]) -> Item
         case "reasoning":
             return _reasoning_to_javascript(item, where)
         case "compaction":
-            return {"type": kind, **_renamed(item, _COMPACTION, where)}
+            return {"type": kind, **_renamed(item, _COMPACTION, where, apart={"type"})}
         case _ if kind in HOSTED_CALLS or kind == "mcp_list_tools":
             return _hosted_to_javascript(item, where)
     raise refuse_javascript(where, f"is of type '{kind}', which is not translated")
@@ -172,7 +172,7 @@ def _input_part_to_python(part: Item, where: str) -> Item:
 
 def _call_to_javascript(item: Item, where: str) -> Item:
     _only_direct(item, where, refuse_javascript)
-    return {"type": "function_call", **_renamed(item, _CALL, where, apart={"caller"})}
+    return {"type": "function_call", **_renamed(item, _CALL, where, apart={"type", "caller"})}
 
 
 def _call_to_python(item: Item, where: str) -> Item:
@@ -191,7 +191,7 @@ def _output_to_javascript(item: Item, where: str, names: Mapping[str, str]) -> I
         "type": "function_call_result",
         "name": names[call_id],
         "status": "completed",
-        **_renamed(item, known, where, apart={"output", "caller"}),
+        **_renamed(item, known, where, apart={"type", "output", "caller"}),
     }
     if isinstance(output, str):
         return {**result, "output": {"type": "text", "text": output}}

@@ -62,7 +62,11 @@ def to_javascript(state: RunState[Any, Agent[Any]] | dict[str, Any], agent: Agen
         why = f"is '{state.get('$schemaVersion')}', not '{READ}'; load it with RunState.from_json first"
         raise refuse_javascript("$schemaVersion", why)
     decided: Decided = {}
-    written = _Writer(state, agent, decided).write()
+    try:
+        written = _Writer(state, agent, decided).write()
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"is damaged, not what RunState.to_json writes ({type(error).__name__}: {error})"
+        raise refuse_javascript("$", why) from error
     written["context"]["functionApprovals"] = to_javascript_approvals(decided)
     return written
 
