@@ -1,0 +1,75 @@
+"""A unit: recorded when it is done, answered from the record, and the same request the same fingerprint."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from timestep.agents.ledger import Begin, MemoryLedger
+from timestep.agents.units import fingerprint, unit
+
+BEGIN = Begin("a/0", "tool-call", "tool", "f")
+
+
+class Counter:
+    """A call that counts how often it was made."""
+
+    def __init__(self, error: Exception | None = None, seconds: float = 0.0) -> None:
+        self.count, self.error, self.seconds = 0, error, seconds
+
+    async def __call__(self) -> Any:
+        self.count += 1
+        await asyncio.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
+        return self.count
+
+
+async def test_a_finished_unit_is_not_called_again() -> None:
+    ledger, call = MemoryLedger(), Counter()
+    assert [await unit(ledger, BEGIN, call) for _ in range(3)] == [1, 1, 1]
+    assert call.count == 1
+
+
+async def test_a_failed_unit_is_called_again() -> None:
+    ledger, call = MemoryLedger(), Counter(ValueError("no"))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            await unit(ledger, BEGIN, call)
+    assert call.count == 2
+
+
+async def test_what_was_done_is_recorded_though_nobody_waits_any_more() -> None:
+    class Slow(MemoryLedger):
+        async def finish(self, position: str, result: Any) -> None:
+            waiting.set()
+            await asyncio.sleep(0.05)
+            await super().finish(position, result)
+
+    ledger, waiting = Slow(), asyncio.Event()
+    running = asyncio.create_task(unit(ledger, BEGIN, Counter()))
+    await waiting.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.sleep(0.1)
+    recorded = await ledger.begin(BEGIN)
+    assert recorded is not None and recorded.result == 1
+
+
+def test_fingerprint_is_of_the_json_not_of_its_order() -> None:
+    assert fingerprint({"a": 1, "b": [1, {"c": "é"}]}) == fingerprint({"b": [1, {"c": "é"}], "a": 1})
+    assert fingerprint("1") != fingerprint(1)
+
+
+def test_fingerprint_holds_no_address_of_a_live_object() -> None:
+    class Item(BaseModel):
+        at: datetime
+
+    assert fingerprint([object(), PurePosixPath("a")]) == fingerprint([object(), PurePosixPath("a")])
+    one, two = (Item(at=datetime(2026, 1, day, tzinfo=UTC)) for day in (1, 2))
+    assert fingerprint(one) != fingerprint(two)
+    assert fingerprint("\ud800") != fingerprint("\ud801")
