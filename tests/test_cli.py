@@ -27,7 +27,10 @@ def test_version() -> None:
     assert re.fullmatch(r"timestep \d+\.\d+\.\d+\n", done.stdout)
 
 
-@pytest.mark.parametrize("command", ["up", "status", "down", "step", "train", "batch"])
+COMMANDS = ["up", "status", "down", "step", "train", "batch", "show", "approve", "answer", "settle", "resume", "cancel"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
     shown = timestep(command, "--help").stdout
     assert shown.count("\n") > 5
@@ -44,6 +47,25 @@ def test_options_in_the_readme_exist() -> None:
 def test_readme_table_lists_every_option_of_up() -> None:
     shown = set(re.findall(r"--[a-z-]+", timestep("up", "--help").stdout)) - {"--help"}
     assert shown <= set(re.findall(r"--[a-z-]+", (ROOT / "README.md").read_text()))
+
+
+def test_every_command_is_tested_for_its_help() -> None:
+    listed = timestep("--help").stdout.partition("Commands:")[2]
+    assert set(re.findall(r"^  ([a-z]+) ", listed, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", [["show", "x"], ["settle", "x", "--run-again"]])
+def test_a_step_without_its_service_is_one_line(command: list[str], tmp_path: object) -> None:
+    done = timestep(*command, "--home", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("Start one: timestep up\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--run-again", "--fail", "why"], ["--result", "r", "--fail", "why"]])
+def test_a_cut_call_is_settled_in_one_way(options: list[str]) -> None:
+    done = timestep("settle", "x", *options)
+    assert done.returncode == 1
+    assert done.stderr == "timestep: Say one of --run-again, --result TEXT and --fail WHY.\n"
 
 
 def test_unknown_option_is_a_usage_error() -> None:
