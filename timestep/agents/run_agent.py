@@ -92,7 +92,7 @@ async def consume_result(result: Result, on_interruption: OnInterruption | None 
         # A run that failed before its first event says so nowhere else.
         if result.run_loop_exception is not None:
             raise result.run_loop_exception
-    wish: OnInterruption = on_interruption or getattr(result, _WISH, "return")
+    wish: Any = on_interruption or getattr(result, _WISH, "return")
     return _checked(result, wish)
 
 

@@ -11,8 +11,12 @@ import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from uuid import UUID
 
 from agents.extensions.memory import SQLAlchemySession
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -28,6 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Wake = Callable[[str], Awaitable[None]]
 
+TURN = "turn-"  # begins the key of a suspension until the step's turn
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 0.5
 
@@ -234,14 +239,44 @@ async def first(database: Database, step_id: str) -> Head | None:
 
 
 async def heads(database: Database, session_id: str | None = None) -> list[Head]:
-    """The first step of every session's queue, or of one's.
-
-    For the repair loop: a head whose run has ended is to :func:`leave`; one whose run is suspended, and that waits
-    for nobody, is to be resumed.
-    """
+    """The first step of every session's queue, or of one's."""
     async with database.session() as session:
         rows = await session.execute(_HEADS, {"session_id": session_id})
         return [Head.model_validate(dict(row)) for row in rows.mappings()]
+
+
+async def repair_queues(client: PrefectClient, database: Database, wake: Wake) -> list[str]:
+    """Let the queues go on where a process could not: for the repair loop, safe to do by several at once.
+
+    A head whose run has ended for good, or is gone, gives its place up; a head that is suspended until its turn is
+    woken. Returns the steps that were woken.
+    """
+    woken: list[str] = []
+    found = await heads(database)
+    while found:
+        runs = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(head.step_id) for head in found]))
+        )
+        states = {str(run.id): run.state for run in runs}
+        over = [head for head in found if head.step_id not in states or _is_over(states[head.step_id])]
+        for head in found:
+            if head not in over and _awaits_turn(states[head.step_id]):
+                await wake(head.step_id)
+                woken.append(head.step_id)
+        # Whoever is first now, where somebody left.
+        following = [await leave(database, head.step_id) for head in over]
+        left = {head.session_id for head in over}
+        found = [head for head in await heads(database) if head.session_id in left] if any(following) else []
+    return woken
+
+
+def _is_over(state: State[Any] | None) -> bool:
+    """Crashed is not: the service starts that again."""
+    return state is not None and (state.is_completed() or state.is_failed() or state.is_cancelled())
+
+
+def _awaits_turn(state: State[Any] | None) -> bool:
+    return state is not None and state.is_paused() and (state.state_details.pause_key or "").startswith(TURN)
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
