@@ -110,7 +110,6 @@ class _Run:
     max_turns: int
     root: Any = None  # the task whose agents' positions name no task
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    events: list[tuple[str, Any]] = field(default_factory=list)
     ordinals: Counter[str] = field(default_factory=Counter)
     turns: Counter[str] = field(default_factory=Counter)
     runs: dict[tuple[str, str], Run] = field(default_factory=dict)
@@ -132,6 +131,9 @@ class _Run:
 
 
 _run: ContextVar[_Run | None] = ContextVar("controlflow_run", default=None)
+# The events, with their threads, that the present run of tasks can see: one list for each run of tasks before it in its
+# own strand of the program, and its own, the last. What other strands say at the same time would come as it happens.
+_seen: ContextVar[tuple[list[tuple[str, Any]], ...]] = ContextVar("controlflow_events", default=([],))
 _file_ordinals: Counter[str] = Counter()
 
 
@@ -184,6 +186,7 @@ async def run_controlflow(
     run = _Run(step, context, settings, max_turns)
     runner()  # of agents that serve as tools
     token = _run.set(run)
+    _seen.set(([],))
     try:
         return Orchestration(_json(await _result(run, what, input)), run.tool_calls)
     except Stop as stop:
@@ -298,11 +301,24 @@ def _run_sync(self: Any, *, stream: Any = False, **arguments: Any) -> Any:
         assert task is not None
         run.bridged.add(task)
         try:
-            return await self.run_async(**arguments)
+            return await self.run_async(**arguments), _seen.get()
         finally:
             run.bridged.discard(task)
 
-    return asyncio.run_coroutine_threadsafe(bridged(), run.loop).result()
+    result, seen = asyncio.run_coroutine_threadsafe(bridged(), run.loop).result()
+    _seen.set(seen)
+    return result
+
+
+async def _run_async(self: Any, **arguments: Any) -> Any:
+    """Of an orchestrator: its events are a list of their own, which those after it see."""
+    _present()
+    seen = (*_seen.get(), [])
+    _seen.set(seen)
+    try:
+        return await _original_run_async(self, **arguments)
+    finally:
+        _seen.set(seen)
 
 
 def _present() -> _Run:
@@ -413,8 +429,10 @@ async def _output(run: _Run, call: _Call, decision: Decision | None) -> str:
     """What the model is told of its call."""
     name = call.asked.name
     if call.function is not None and (decision is None or decision.verdict is not Verdict.REJECT):
+        token = _seen.set(_seen.get())
         with call.within.entered():
             output = await call.function.on_invoke_tool(call.context(run), call.asked.arguments)
+        _seen.reset(token)  # what the tool's own runs said, a replay would not know
         return str(_tools.output_to_string(output))
     if decision is not None:
         text = f"A person rejected this call{f': {decision.text}' if decision.text else '.'}"
@@ -550,7 +568,7 @@ def _some_agent(agents: list[Any]) -> Any:
 
 
 def _add_events(self: Any, events: list[Any]) -> None:
-    _present().events.extend((self.thread_id, event) for event in events if event.persist)
+    _seen.get()[-1].extend((self.thread_id, event) for event in events if event.persist)
 
 
 def _get_events(
@@ -565,7 +583,7 @@ def _get_events(
     while flow.parent and flow.load_parent_events:
         flow = flow.parent
         threads.add(flow.thread_id)
-    events = [event for thread, event in _present().events if thread in threads]
+    events = [event for said in _seen.get() for thread, event in said if thread in threads]
     return list(_history.filter_events(events, types, before_id, after_id, limit))
 
 
@@ -611,9 +629,11 @@ def _tame() -> None:
     task.__init__, task.__hash__ = _task_init, lambda self: int(fingerprint(self.id)[:15], 16)
     flow.add_events, flow.get_events, flow.create_context = _add_events, _get_events, _flow_context
     orchestrator.get_memories = _get_memories
-    orchestrator.run, orchestrator._run_async = _run_sync, orchestrator._run_async.fn
+    orchestrator.run, orchestrator.run_async = _run_sync, _run_async
+    orchestrator._run_async = orchestrator._run_async.fn
 
 
 _original_as_tools = _tools.as_tools
+_original_run_async = _orchestrator.Orchestrator.run_async
 _original_agent_init, _original_task_init = controlflow.Agent.__init__, controlflow.Task.__init__
 _tame()
