@@ -108,6 +108,7 @@ async def _suspend(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + NOT_RUNNING_SECONDS
     while True:
+        await lease.check()  # Prefect would suspend the run over an attempt that has taken over
         try:
             await asuspend_flow_run(wait_for_input=made, key=key)
             raise TimestepError(f"The suspension '{key}' of step '{lease.step_id}' was over before it began.")

@@ -1,10 +1,13 @@
 """Steps that wait for people, through the running service: the form, the command line, HTTP, crashes in between."""
 
 import asyncio
+import signal
+import sys
 from typing import Any
 from uuid import UUID
 
 import httpx
+import pytest
 from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import PrefectHTTPStatusError
@@ -13,7 +16,7 @@ from prefect.states import Crashed, Scheduled
 from flows.forms import submitted
 from storage.store import ObjectStore
 from storage.traces import TraceStore
-from tests.conftest import Service
+from tests.conftest import ROOT, Service, environment
 from tests.flows.conftest import Steps
 from timestep.agents.types import StepOutput
 
@@ -83,6 +86,29 @@ async def test_a_rejection_by_command_line_tells_the_model_why(service: Service,
         "deleted b",
     ]
     assert service.calls == ["model 0", "model 1", "tool delete b", "model 2"]
+
+
+async def test_the_command_line_says_what_is_asked_and_leaves_a_waiting_step_alone(
+    service: Service, steps: Steps
+) -> None:
+    command = [sys.executable, "-m", "timestep", "step", "go", "--agent", "cleaner", "--home", str(service.home)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT, env=environment()
+    )
+    assert process.stderr is not None
+    seen = ""
+    async with asyncio.timeout(60):
+        while "timestep approve" not in seen:
+            seen += (await process.stderr.readline()).decode()
+    assert 'waits      cleaner: delete({"path": "a"})' in seen
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGINT
+    step = seen.splitlines()[0].rpartition("/")[2]
+    assert (await waiting(service, UUID(step)))["status"] == "waiting_approval"
+    service.run("cancel", step[:8])
+    async with asyncio.timeout(30):
+        while "cancelled" not in service.run("show", step[:8]).stdout:
+            await asyncio.sleep(0.2)
 
 
 async def test_many_who_approve_at_once_run_the_call_once(service: Service, steps: Steps) -> None:
@@ -162,6 +188,7 @@ async def test_a_step_that_waits_holds_up_its_session_and_no_worker(service: Ser
     assert said[0] == "go" and said[-3:] == ["cleaned", "hello", "received"]
 
 
+@pytest.mark.long
 async def test_decisions_outlive_the_whole_service(service: Service, steps: Steps) -> None:
     run, view = await suspended(service, steps, agent="pair")
     approval, question = [call["call_id"] for call in view["pending"]]

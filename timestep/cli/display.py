@@ -88,10 +88,11 @@ class Waits:
     async def _tell(self) -> None:
         step_id, console = str(self._run_id), self._display.console
         pending = [] if self._database is None else await Approvals(self._database, step_id).pending()
-        for line in asked(pending, step_id[:SHORT], self._home):
-            console.print(line, markup=False, soft_wrap=True)
+        lines = asked(pending, step_id[:SHORT], self._home)
         if self._database is None:
-            console.print(f"  waits; see: timestep show {step_id[:SHORT]}", markup=False, soft_wrap=True)
+            lines = [f"  waits      see: timestep show {step_id[:SHORT]}"]
+        for line in lines or ["  waits      for the steps before it in its session"]:
+            console.print(line, markup=False, soft_wrap=True)
 
 
 def asked(
