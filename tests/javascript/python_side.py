@@ -12,6 +12,7 @@ from agents import (
     InputGuardrail,
     Model,
     ModelResponse,
+    OpenAIChatCompletionsModel,
     OpenAIResponsesModel,
     RunConfig,
     Runner,
@@ -56,20 +57,15 @@ class PlannedModel(Model):
         raise NotImplementedError
 
 
-def wire_model(log: dict[str, list[Any]]) -> Model:
-    """OpenAI's own model over a connection that ends here: what it would have sent is kept."""
+def wire_model(log: dict[str, list[Any]], api: str, bodies: list[Any]) -> Model:
+    """OpenAI's own model over a connection that ends here: it answers with these bodies, and what it sent is kept."""
 
     def keep(request: httpx.Request) -> httpx.Response:
         log["requests"].append(json.loads(request.content))
-        text = {"type": "output_text", "text": "over the wire", "annotations": []}
-        message = {"type": "message", "id": "msg_w", "role": "assistant", "status": "completed", "content": [text]}
-        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
-        details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
-        fixed = {"id": "resp_w", "object": "response", "created_at": 0, "model": "m", "status": "completed"}
-        return httpx.Response(200, json={**fixed, "output": [message], "usage": {**usage, **details}})
+        return httpx.Response(200, json=bodies[len(log["requests"]) - 1])
 
     client = AsyncOpenAI(api_key="none", http_client=httpx.AsyncClient(transport=httpx.MockTransport(keep)))
-    return OpenAIResponsesModel("m", client)
+    return OpenAIChatCompletionsModel("m", client) if api == "chat" else OpenAIResponsesModel("m", client)
 
 
 def answer(turn: Any, agent: str) -> list[Any]:
@@ -114,7 +110,11 @@ class PythonSide:
         if name in self.agents:
             return self.agents[name]
         spec = self.description[name]
-        model = wire_model(self.log) if "wire" in spec["plan"] else PlannedModel(name, spec["plan"], self.log)
+        model = (
+            wire_model(self.log, **spec["plan"])
+            if "api" in spec["plan"]
+            else PlannedModel(name, spec["plan"], self.log)
+        )
         agent: Agent[Any] = Agent(name=name, instructions=f"You are {name}.", model=model)
         self.agents[name] = agent
         agent.tools = [self.tool(tool) for tool in spec.get("tools", [])]

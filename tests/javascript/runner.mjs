@@ -3,7 +3,7 @@
 
 import { createInterface } from 'node:readline';
 import OpenAI from 'openai';
-import { Agent, MCPServerStdio, OpenAIResponsesModel, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
+import { Agent, MCPServerStdio, OpenAIChatCompletionsModel, OpenAIResponsesModel, RunState, Runner, Usage, addTraceProcessor, handoff, setTraceProcessors, tool } from '@openai/agents';
 
 const traces = [];
 setTraceProcessors([]);
@@ -32,16 +32,14 @@ class PlannedModel {
   getStreamedResponse() { throw new Error('not planned'); }
 }
 
-/** OpenAI's own model over a connection that ends here: what it would have sent is kept. */
-function wireModel(log, first) {
+/** OpenAI's own model over a connection that ends here: it answers with these bodies, and what it sent is kept. */
+function wireModel(log, { api, bodies }) {
   const fetch = async (url, options) => {
-    log.requests.push(JSON.parse(options.body));
-    const message = { type: 'message', id: 'msg_w', role: 'assistant', status: 'completed', content: [{ type: 'output_text', text: 'over the wire', annotations: [] }] };
-    const usage = { input_tokens: 1, output_tokens: 1, total_tokens: 2, input_tokens_details: { cached_tokens: 0 }, output_tokens_details: { reasoning_tokens: 0 } };
-    const body = { id: 'resp_w', object: 'response', created_at: 0, model: 'm', status: 'completed', output: log.requests.length === 1 && first.length ? first : [message], usage };
+    const body = bodies[log.requests.push(JSON.parse(options.body)) - 1];
     return new Response(JSON.stringify(body), { headers: { 'content-type': 'application/json' } });
   };
-  return new OpenAIResponsesModel(new OpenAI({ apiKey: 'none', fetch }), 'm');
+  const client = new OpenAI({ apiKey: 'none', fetch });
+  return api === 'chat' ? new OpenAIChatCompletionsModel(client, 'm') : new OpenAIResponsesModel(client, 'm');
 }
 
 function answer(turn, agent) {
@@ -58,7 +56,7 @@ function build(description, log) {
   const make = (name) => {
     if (agents[name]) return agents[name];
     const { plan, tools = [], handoffs = [], delegates = [], guardrails = [] } = description[name];
-    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: plan.wire ? wireModel(log, plan.wire) : new PlannedModel(name, plan, log) });
+    const agent = agents[name] = new Agent({ name, instructions: `You are ${name}.`, model: plan.api ? wireModel(log, plan) : new PlannedModel(name, plan, log) });
     agent.tools = tools.map((spec) => tool({
       name: spec.name,
       description: spec.name,

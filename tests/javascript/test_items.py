@@ -113,15 +113,39 @@ async def test_each_item_comes_back_as_it_went(javascript: JavaScript) -> None:
     assert plain(side.log["models"][-1]["input"]) == plain(whole.log["models"][-1]["input"])
 
 
-async def test_javascript_sends_the_provider_what_python_would_send(javascript: JavaScript) -> None:
+def response(output: list[Any]) -> dict[str, Any]:
+    """What the Responses API answers."""
+    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    fixed = {"id": "resp_w", "object": "response", "created_at": 0, "model": "m", "status": "completed"}
+    return {**fixed, "output": output, "usage": {**usage, **details}}
+
+
+def completion(**message: Any) -> dict[str, Any]:
+    """What the Chat Completions API answers."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None, **message}}
+    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    return {"id": "c1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+
+
+TEXT = {"type": "output_text", "text": "over the wire", "annotations": []}
+LAST = response([{"type": "message", "id": "msg_w", "role": "assistant", "status": "completed", "content": [TEXT]}])
+LAST_CHAT = completion(content="over the wire")
+YES = [{"call": "call_1", "approve": True}]
+
+
+def wired(api: str, *bodies: Any) -> Description:
+    return {"desk": {**DESK["desk"], "plan": {"api": api, "bodies": bodies}}}
+
+
+async def test_javascript_sends_openai_what_python_would_send(javascript: JavaScript) -> None:
     side = PythonSide(DESK)
     state = (await side.run(INPUT, {})).to_state()
-    wire = {"desk": {**DESK["desk"], "plan": {"wire": []}}}
-    text = json.dumps(to_javascript(state, side.agent))
-    there = javascript(wire, state=text, decisions=[{"call": "call_1", "approve": True}])
+    wire = wired("responses", LAST)
+    there = javascript(wire, state=json.dumps(to_javascript(state, side.agent)), decisions=YES)
     here = PythonSide(wire)
     state = await RunState.from_json(here.agent, state.to_json())
-    decide(state, [{"call": "call_1", "approve": True}])
+    decide(state, YES)
     assert there["output"] == (await here.run(state)).final_output == "over the wire"
     sent, expected = there["requests"][0]["input"], here.log["requests"][0]["input"]
     for item in [*sent, *expected]:
@@ -135,12 +159,59 @@ async def test_javascript_sends_the_provider_what_python_would_send(javascript: 
 async def test_what_openai_answered_javascript_reaches_python_as_it_was(javascript: JavaScript) -> None:
     call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "send", "arguments": '{"aB":{"c_d":1}}'}
     answered = [*OUTPUT, {**call, "status": "completed"}]
-    first = javascript({"desk": {**DESK["desk"], "plan": {"wire": answered}}}, input=INPUT_TEXT, context={})
-    side = PythonSide({"desk": {**DESK["desk"], "plan": {"wire": []}}})
+    first = javascript(wired("responses", response(answered)), input="hello", context={})
+    side = PythonSide(wired("responses", LAST))
     state = await from_javascript(first["state"], side.agent)
     loaded = plain(state.to_json())
     assert loaded["model_responses"][0]["output"] == answered
     assert [i["raw_item"] for i in loaded["generated_items"] if i["type"] != "tool_approval_item"] == answered
-    decide(state, [{"call": "call_1", "approve": True}])
+    decide(state, YES)
     assert (await side.run(state)).final_output == "over the wire"
     assert plain(side.log["requests"][0]["input"])[1:-1] == answered
+
+
+FUNCTION = {"name": "send", "arguments": '{"aB":{"c_d":1}}'}
+CHAT = completion(
+    content="I send",
+    tool_calls=[{"id": f"call_{n}", "type": "function", "function": FUNCTION} for n in (1, 2)],
+    reasoning_content="thinking",
+)
+BOTH = [*YES, {"call": "call_2", "approve": False, "message": "once is enough"}]
+
+
+def said(messages: list[dict[str, Any]]) -> list[Any]:
+    """Messages to the Chat Completions API; a text is a string or a list of parts."""
+    return [{**message, "content": text_of(message.get("content"))} for message in messages]
+
+
+def text_of(content: Any) -> Any:
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content
+
+
+async def test_javascript_sends_chat_completions_what_python_would_send(javascript: JavaScript) -> None:
+    side = PythonSide(wired("chat", CHAT))
+    state = (await side.run("hello", {})).to_state()
+    js = to_javascript(state, side.agent)
+    there = javascript(wired("chat", LAST_CHAT), state=json.dumps(js), decisions=BOTH)
+    assert there["output"] == "over the wire"
+    here = PythonSide(wired("chat", LAST_CHAT))
+    state = await RunState.from_json(here.agent, state.to_json())
+    decide(state, BOTH)
+    await here.run(state)
+    assert said(there["requests"][0]["messages"]) == said(here.log["requests"][0]["messages"])
+
+
+async def test_python_sends_chat_completions_what_javascript_was_told(javascript: JavaScript) -> None:
+    first = javascript(wired("chat", CHAT), input="hello", context={})
+    side = PythonSide(wired("chat", LAST_CHAT))
+    state = await from_javascript(first["state"], side.agent)
+    text = first["state"]["generatedItems"][0]["rawItem"]["content"][0]
+    assert text["providerData"]["reasoning_content"] == "thinking"
+    assert state.to_json()["generated_items"][0]["raw_item"]["content"][0]["reasoning_content"] == "thinking"
+    decide(state, BOTH)
+    assert (await side.run(state)).final_output == "over the wire"
+    here = PythonSide(wired("chat", CHAT, LAST_CHAT))
+    whole = (await here.run("hello", {})).to_state()
+    decide(whole, BOTH)
+    await here.run(whole)
+    assert said(side.log["requests"][0]["messages"]) == said(here.log["requests"][1]["messages"])

@@ -97,6 +97,7 @@ TO_JAVASCRIPT: list[tuple[str, Any, str]] = [
     ("generated_items[0].raw_item.type", "computer_call", "'computer_call'"),
     ("generated_items[0].raw_item.namespace", "crm", "namespace 'crm'"),
     ("generated_items[0].raw_item.caller", {"type": "program"}, "'program'"),
+    ("generated_items[0].raw_item.provider_data", {"model": "m", "thought_signature": "x"}, "'thought_signature'"),
     ("generated_items[0].agent.name", "nobody", "'nobody'"),
     ("generated_items[0].type", "mcp_approval_request_item", "'mcp_approval_request_item'"),
     ("original_input", [{"role": "developer", "content": "x"}], "'developer'"),
@@ -198,6 +199,25 @@ async def test_to_python_refuses(
     assert refused.value.target == "Python"
     assert why in str(refused.value)
     assert refused.value.where == "$" or refused.value.where.startswith(first_name(path))
+
+
+async def test_python_reads_back_what_it_wrote_for_javascript(
+    side: PythonSide, state: RunState[Any, Agent[Any]]
+) -> None:
+    decide(state, [{"call": "call_1", "approve": False, "message": "no"}, {"call": "call_d", "approve": True}])
+    js = to_javascript(state, side.agent)
+    assert to_javascript(await from_javascript(js, side.agent), side.agent) == js
+
+
+async def test_input_for_the_next_turn_is_carried_to_python(side: PythonSide, state: RunState[Any, Agent[Any]]) -> None:
+    js = to_javascript(state, side.agent)
+    said = {"type": "message", "role": "user", "content": "and hurry"}
+    js["pendingInput"] = [said]
+    js["generatedItems"].insert(0, {"type": "input_item", "rawItem": said, "agent": {"name": "desk"}, "inputId": "i1"})
+    loaded = (await from_javascript(js, side.agent)).to_json()
+    assert loaded["pending_input"] == [said]
+    assert loaded["generated_items"][0]["raw_item"] == said
+    assert loaded["generated_items"][0]["input_id"] == "i1"
 
 
 async def test_what_a_nested_run_in_javascript_holds_is_refused_at_its_place(

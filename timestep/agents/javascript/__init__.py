@@ -24,6 +24,11 @@ that bind a decision to a call, so that the SDK that loads the state computes it
 
     left behind, as nothing in a run that goes on reads it
     providerData of a response  JavaScript's copy of what the provider answered: items, ids, usage are carried
+    provider_data of an item    Python's note which model answered; refused where it holds more, such as signatures
+    copies of a completion      JavaScript's, in items that a Chat Completions message was taken apart into
+    empty annotations, logprobs
+    boundary of guardrails'     which results of tools' guardrails are of the current response: both SDKs keep them
+    results                     back until the output has passed, and show all of them after a transfer
     prompt cache key            Python's; JavaScript makes its own
     labels of tools             description, title and origin, which the loading agent's tools have themselves
     endpoint in usage           JavaScript's

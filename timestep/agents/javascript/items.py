@@ -17,6 +17,8 @@ Refuse = Callable[[str, str], StateTransferError]
 HOSTED_CALLS = ("file_search_call", "web_search_call", "image_generation_call", "code_interpreter_call", "mcp_call")
 # Where the JavaScript SDK puts the output of a hosted call, when the provider's item has one.
 _HOSTED_OUTPUTS = {"image_generation_call": "result", "mcp_call": "output"}
+# Which model answered, noted by Python at an item; JavaScript would send it to the provider.
+_LABELS = {"model", "response_id"}
 _CALL = {"call_id": "callId", "name": "name", "arguments": "arguments", "id": "id", "status": "status"}
 _COMPACTION = {"id": "id", "encrypted_content": "encrypted_content", "created_by": "created_by"}
 # What JavaScript's own converter takes for data in a file's string.
@@ -120,6 +122,7 @@ def _output_part_to_python(part: Item, where: str) -> Item:
     kind = part.get("type")
     if kind not in {"output_text", "refusal"}:
         raise refuse_python(where, f"is of type '{kind}', which is not translated")
+    part = _without_copies(part, {"role", "content", "tool_calls"})
     made = _with_provider_data({}, part, {"type": "type", "text": "text", "refusal": "refusal"}, where)
     return {**made, "annotations": made.get("annotations") or []} if kind == "output_text" else made
 
@@ -178,6 +181,7 @@ def _call_to_javascript(item: Item, where: str) -> Item:
 def _call_to_python(item: Item, where: str) -> Item:
     _only_direct(item, where, refuse_python)
     known = {there: here for here, there in _CALL.items()}
+    item = _without_copies(item, {"type", "function"})
     return _with_provider_data({"type": "function_call"}, item, known, where, apart={"caller"})
 
 
@@ -276,6 +280,12 @@ def _renamed(item: Item, known: Mapping[str, str], where: str, apart: Iterable[s
         )
     made = {there: item[here] for here, there in known.items() if item.get(here) is not None}
     left = {key: value for key, value in item.items() if key not in known and key not in apart and value is not None}
+    more = (left.pop("provider_data", None) or {}).keys() - _LABELS
+    if more:
+        raise refuse_javascript(f"{where}.provider_data", f"has {_quoted(more)}, which only Python's own models read")
+    for key in ("annotations", "logprobs"):
+        if left.get(key) == []:
+            del left[key]
     return {**made, "providerData": left} if left else made
 
 
@@ -296,6 +306,12 @@ def _with_provider_data(
         if value is not None:
             made[key] = value
     return made
+
+
+def _without_copies(item: Item, keys: set[str]) -> Item:
+    """``item`` without the message of the Chat Completions API that JavaScript took it from, but for what is new."""
+    data = item.get("providerData") or {}
+    return {**item, "providerData": {key: value for key, value in data.items() if key not in keys}}
 
 
 def _only(part: Item, keys: tuple[str, ...], where: str) -> str:

@@ -56,7 +56,7 @@ async def from_javascript(js: dict[str, Any], agent: Agent[Any]) -> RunState[Any
         state: RunState[Any, Agent[Any]] = await RunState.from_json(agent, written, strict_context=True)
     except UserError as error:
         raise refuse_python("currentAgent", f"doesn't fit the agent '{agent.name}': {error}".rstrip(".")) from error
-    _check_complete(written, state.to_json(strict_context=True), agent)
+    _check_complete(written, state.to_json(strict_context=True))
     decide(state, decided, agents)
     return state
 
@@ -272,7 +272,7 @@ class _Reader:
         return made | ({"tool_input": context["toolInput"]} if context.get("toolInput") is not None else {})
 
 
-def _check_complete(written: dict[str, Any], loaded: dict[str, Any], agent: Agent[Any], where: str = "") -> None:
+def _check_complete(written: dict[str, Any], loaded: dict[str, Any], where: str = "") -> None:
     """Python's loader skips what it can't resolve; a part that is missing after it is named here."""
     before, after = written["last_processed_response"], loaded["last_processed_response"]
     found = {entry["tool_call"]["call_id"]: entry for entry in [*after["functions"], *after["handoffs"]]}
@@ -287,9 +287,7 @@ def _check_complete(written: dict[str, Any], loaded: dict[str, Any], agent: Agen
             if "agent_run_state" in entry:
                 if "agent_run_state" not in there:
                     raise refuse_python(path, f"calls '{call['name']}', which is not an agent as a tool any more")
-                _check_complete(
-                    entry["agent_run_state"], there["agent_run_state"], agent, f"{path}.pendingAgentToolRun."
-                )
+                _check_complete(entry["agent_run_state"], there["agent_run_state"], f"{path}.pendingAgentToolRun.")
     for here, there_path in (("generated_items", "generatedItems"), ("model_responses", "modelResponses")):
         if len(written[here]) != len(loaded[here]):
             raise refuse_python(
