@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError, Timeout
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
 from timestep.errors import UsageError
@@ -98,6 +98,29 @@ def ollama(model: str, host: str | None = None, api_key: str | None = None) -> t
     if api_key and (host is None or _CLOUD_SUFFIX.search(model)):
         return Endpoint(f"{OLLAMA_CLOUD}/v1", api_key), _CLOUD_SUFFIX.sub("", model)
     return Endpoint(f"{_ollama_url(host)}/v1"), model
+
+
+def provider(name: str, settings: Settings) -> tuple[Endpoint, str] | None:
+    """Where a model with a provider's prefix is asked over HTTP, and its name there; None where it has no such prefix.
+
+    Raises:
+        UsageError: OpenAI's key is missing.
+    """
+    prefix, slash, model = name.partition("/")
+    if not slash or not model:
+        return None
+    if (endpoint := configured(settings).get(prefix)) is not None:
+        return endpoint, model
+    if prefix == "ollama":
+        key = settings.ollama_api_key
+        return ollama(model, settings.ollama_host, key.get_secret_value() if key else None)
+    if prefix == "openai":
+        try:
+            openai = AsyncOpenAI()  # which knows its own variables
+        except OpenAIError as error:
+            raise UsageError(f"Model '{name}' is OpenAI's, and there is no key: set OPENAI_API_KEY.") from error
+        return Endpoint(str(openai.base_url).rstrip("/"), openai.api_key), model
+    return None
 
 
 def _ollama_url(host: str | None) -> str:

@@ -17,6 +17,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.settings = settings
         app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}")
         app.state.housekeeper = Housekeeper(settings)
         yield

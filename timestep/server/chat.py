@@ -1,27 +1,49 @@
-"""POST /v1/chat/completions: one turn of a model, streamed or whole."""
+"""POST /v1/chat/completions: one turn of a model, streamed or whole.
+
+A name that the model server lists is the service's own; otherwise a provider's prefix counts, as it does in steps.
+"""
 
 import json
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from timestep.models import endpoints
+from timestep.models.routing import PREFIX
 from timestep.server.models import refuse_files
 from timestep.server.upstream import Upstream
+from timestep.settings import Settings
 
 router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """The model server's answer, as it comes."""
+    """The answer of the model server, or of the provider that the model's prefix names, as it comes."""
     upstream: Upstream = request.app.state.upstream
-    refuse_files(_model(await request.body()))
-    return await upstream.send(request)
+    settings: Settings = request.app.state.settings
+    asked = _asked(await request.body())
+    model = asked.get("model")
+    if not isinstance(model, str):
+        return await upstream.send(request)
+    refuse_files(model)
+    provider = None if model.startswith(PREFIX) else endpoints.provider(model, settings)
+    if provider is None or model in await _listed(upstream):
+        return await upstream.send(request)
+    endpoint, name = provider
+    return await upstream.ask(request, endpoint, "/chat/completions", asked | {"model": name})
 
 
-def _model(body: bytes) -> str:
-    """The model that a request names; what is no request is judged by the model server."""
+def _asked(body: bytes) -> dict[str, Any]:
+    """The request's fields; what is no request is judged by the model server."""
     try:
-        return str(json.loads(body)["model"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        asked = json.loads(body)
+    except ValueError:
+        return {}
+    return asked if isinstance(asked, dict) else {}
+
+
+async def _listed(upstream: Upstream) -> set[str]:
+    models = (await upstream.get("/v1/models")).json()["data"]
+    return {model["id"].removeprefix(PREFIX) for model in models}

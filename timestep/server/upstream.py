@@ -1,4 +1,7 @@
-"""Requests passed on to the model server, byte for byte and unbuffered. Knows no model."""
+"""Requests passed on to the model server or a provider's, byte for byte and unbuffered. Knows no model."""
+
+import json
+from typing import Any
 
 import httpx
 from fastapi import Request
@@ -7,9 +10,15 @@ from starlette.background import BackgroundTask
 
 from timestep.errors import ServiceUnavailableError
 from timestep.models.disconnect import ClientGone, unless_gone
+from timestep.models.endpoints import Endpoint
 
 # Hop by hop, or decided anew by this server (RFC 9110, section 7.6.1).
 _DROPPED = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
+_JSON = {"content-type": "application/json"}
+_UNHURRIED: dict[str, Any] = {
+    "timeout": httpx.Timeout(None, connect=5),  # a generation may take minutes
+    "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
+}
 
 
 class Upstream:
@@ -18,29 +27,45 @@ class Upstream:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._client = httpx.AsyncClient(
-            base_url=self._url,
-            timeout=httpx.Timeout(None, connect=5),  # a generation may take minutes
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
-            verify=self._url.startswith("https"),
-            trust_env=False,
+            base_url=self._url, **_UNHURRIED, verify=self._url.startswith("https"), trust_env=False
         )
+        # Made when first needed: its TLS context takes 20 ms.
+        self._outside: httpx.AsyncClient | None = None
 
     async def send(self, request: Request) -> Response:
         """The model server's answer to ``request``. ServiceUnavailableError: it doesn't answer."""
-        body = await request.body()
         forwarded = self._client.build_request(
             request.method,
             # As the client spelled it: decoded here and there once more, it would be another path than was judged here.
             httpx.URL("/").copy_with(raw_path=request.scope["raw_path"]),
-            content=body,
-            headers={"content-type": "application/json"},  # nothing else is understood there, nor any query
+            content=await request.body(),
+            headers=_JSON,  # nothing else is understood there, nor any query
         )
+        return await self._answer(request, self._client, forwarded, self._url)
+
+    async def ask(self, request: Request, endpoint: Endpoint, path: str, body: dict[str, Any]) -> Response:
+        """A provider's answer to ``body``, POSTed for ``request`` with the key of ours that it asks for.
+
+        Raises:
+            ServiceUnavailableError: it doesn't answer.
+        """
+        self._outside = self._outside or httpx.AsyncClient(**_UNHURRIED)
+        headers = {**_JSON, "accept-encoding": "identity"}  # our client may not know any other
+        if endpoint.api_key:
+            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        content = json.dumps(body).encode()  # what is no JSON, as NaN, is for the provider to judge
+        forwarded = self._outside.build_request("POST", f"{endpoint.base_url}{path}", content=content, headers=headers)
+        return await self._answer(request, self._outside, forwarded, endpoint.base_url)
+
+    async def _answer(
+        self, request: Request, client: httpx.AsyncClient, forwarded: httpx.Request, url: str
+    ) -> Response:
         try:
-            response = await unless_gone(request, self._client.send(forwarded, stream=True))
+            response = await unless_gone(request, client.send(forwarded, stream=True))
         except ClientGone:
             return Response(status_code=499)
         except httpx.HTTPError:
-            raise ServiceUnavailableError("model server", self._url) from None
+            raise ServiceUnavailableError("model server", url) from None
         headers = {name: value for name, value in response.headers.items() if name.lower() not in _DROPPED}
         # Closed in the background task: the body of a client that left at once is never begun, so can't close itself.
         done = BackgroundTask(response.aclose)
@@ -56,3 +81,5 @@ class Upstream:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+        if self._outside is not None:
+            await self._outside.aclose()
