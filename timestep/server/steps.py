@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import anyio
-from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from timestep.errors import NotFoundError, UsageError
@@ -41,7 +41,7 @@ async def get_step(step: str, request: Request) -> JSONResponse:
 
 
 @router.post("/{step}/approvals")
-async def decide(step: str, body: Annotated[dict[str, Any], Body()], request: Request) -> JSONResponse:
+async def decide(step: str, request: Request) -> JSONResponse:
     """Decide of calls that wait; answers with the step as it stands then.
 
     The body is ``{"decisions": [decision, …], "by": "who"}``, or a single decision: ``{"call": id or position,
@@ -51,6 +51,7 @@ async def decide(step: str, body: Annotated[dict[str, Any], Body()], request: Re
     from timestep import steps
 
     records, step_id = await _records(request, step)
+    body = _json_object(await request.body())
     by = body.pop("by", None) or HTTP
     if not isinstance(by, str):
         raise UsageError("'by': a text is expected, the name of who decides.")
@@ -128,6 +129,17 @@ def _frame(event: Event) -> bytes:
     return f"{number}event: {event.type}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
+def _json_object(body: bytes) -> dict[str, Any]:
+    """The request's body, whatever content type it claims: `curl -d` says that of a form."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError('The body is no JSON object, such as {"call": "ID", "verdict": "approve"}.')
+    return value
+
+
 def _decisions(body: dict[str, Any]) -> list[Any]:
     """The decisions of a request. UsageError says which field is wrong, and how."""
     from pydantic import ValidationError
@@ -142,7 +154,8 @@ def _decisions(body: dict[str, Any]) -> list[Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"'{where}': {first['msg']}." if where else f"{first['msg']}.") from error
+        message = f"{first['msg'].rstrip('.')}."
+        raise UsageError(f"'{where}': {message}" if where else message) from error
 
 
 def _event_id(text: str) -> int:
