@@ -4,6 +4,7 @@ Everything around the start is Prefect's own: one process per flow run, cancella
 crash reports from the exit code, logs. Deployments that bring their own code or command get a new interpreter.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -18,14 +19,15 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._control_channel import ControlChannel
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
-from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
+from prefect.runner._process_manager import ProcessHandle
 from prefect.utilities.processutils import sanitize_subprocess_env
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 from pydantic import PrivateAttr
 
-from deployments.zygote import Zygote
+from deployments.zygote import ForkedProcess, Zygote
 
 STOP_SECONDS = 2.5  # for a flow run to report itself crashed when its worker stops
+CANCEL_SECONDS = 4.5  # for a cancelled one to write its trace; Prefect would wait for half a minute
 
 
 class WarmJobConfiguration(ProcessJobConfiguration):
@@ -41,6 +43,32 @@ class WarmJobConfiguration(ProcessJobConfiguration):
         if deployment is not None and deployment.entrypoint and not self._command_configured:
             # A module entrypoint has no colon: nothing is pulled, the module is imported.
             self._installed = ":" not in deployment.entrypoint and not deployment.pull_steps
+
+
+class ImpatientScope:
+    """How Prefect ends a flow run's process group that was cancelled: asked, and killed if that is of no use."""
+
+    wait_after_graceful_kill = True
+
+    def __init__(self, process: ForkedProcess) -> None:
+        self._process = process
+
+    def is_alive(self, pid: int) -> bool:
+        """Whether it still runs."""
+        return self._process.returncode is None
+
+    def graceful_kill(self, pid: int) -> None:
+        """Ask it to end; it is killed soon after, also where Prefect would wait longer."""
+        self._process.signal_group(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self.hard_kill, pid)
+
+    def hard_kill(self, pid: int) -> None:
+        """End it, unless its process id may be another's by now."""
+        if self._process.returncode is None:
+            self._process.signal_group(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class ForkStarter:
@@ -70,7 +98,7 @@ class ForkStarter:
             self._control.unregister(flow_run.id)
             raise
         handle: Any = process  # Prefect asks for `pid` and `returncode`, whatever it declares
-        task_status.started(ProcessHandle(handle, create_isolated_termination_scope(process.pid)))
+        task_status.started(ProcessHandle(handle, ImpatientScope(process)))
         try:
             await process.wait()
         except BaseException:
@@ -117,7 +145,9 @@ class WarmWorker(ProcessWorker):
             result = await self._run_forked(flow_run, configuration, Path(cwd), task_status)
         if result is None or result.status_code is None:
             raise RuntimeError("Failed to start flow run process.")
-        return ProcessWorkerResult(status_code=result.status_code, identifier=str(result.handle.pid))
+        # A crash was reported. With any code but 0 it would be reported once more, seconds later, over a run that
+        # may have been started again in between.
+        return ProcessWorkerResult(status_code=0, identifier=str(result.handle.pid))
 
     async def _run_forked(
         self,

@@ -7,6 +7,7 @@ stays so: a fork of it is as good as a new interpreter. Zygote and worker talk J
 """
 
 import asyncio
+import atexit
 import gc
 import importlib
 import json
@@ -18,11 +19,17 @@ import signal
 import socket
 import sys
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+HANGING_SECONDS = 0.5  # for threads to end by themselves at the end of a flow run
+FLUSH_SECONDS = 2.0  # to send logs and events where threads did not
 
 # What a flow run imports only when it is under way.
 LATE_MODULES = (
@@ -235,7 +242,60 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
         refresh_global_settings_context()
         setup_logging()
     sys.argv = ["prefect.engine"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before: it was meant to be
-        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+    asyncio.set_event_loop_policy(_ImpatientPolicy())
+    code: int | None = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # that the module was imported before: it was meant to be
+            runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    finally:
+        if _threads_hang():
+            _end_now(code)
     return 0
+
+
+class _ImpatientExecutor(ThreadPoolExecutor):
+    """Threads for blocking calls. At the end of the event loop nobody waits for one that hangs."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+class _ImpatientPolicy(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        loop = super().new_event_loop()
+        loop.set_default_executor(_ImpatientExecutor(thread_name_prefix="asyncio"))
+        return loop
+
+
+def _threads_hang() -> bool:
+    """Whether there are threads that Python would wait for, perhaps forever: a tool that was given up or cancelled."""
+    deadline = time.monotonic() + HANGING_SECONDS
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                return True
+    return False
+
+
+def _end_now(code: int | None) -> NoReturn:
+    """The end of the process without its threads: what is to be sent to Prefect is sent, what runs at exit runs."""
+    if code is None:  # an exception that no one caught
+        traceback.print_exc()
+    with suppress(Exception):
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for service in (APILogWorker, EventsWorker):
+            service.drain_all(timeout=FLUSH_SECONDS)
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1 if code is None else code)

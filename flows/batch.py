@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 import prefect
 from prefect import flow
@@ -19,6 +20,7 @@ from flows.step import step
 from flows.support import Services, shown
 from storage.store import ObjectStore
 from timestep import runs
+from timestep.agents.lease import Lease
 from timestep.agents.types import BatchOutput, StepOutput
 from timestep.errors import DatasetError, TimestepError, UsageError
 
@@ -53,6 +55,7 @@ async def batch(
     services = Services.open()
     store = services.store
     batch_id = str(flow_run.get_id())
+    lease = await Lease.acquire(services.database, batch_id)
     _check_writable(output)
     # Not splitlines: JSON strings may hold other separators. Blank lines count, so that numbers are the file's.
     text = await _read(store, inputs)
@@ -60,8 +63,13 @@ async def batch(
     if not lines:
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
     async with get_client() as client:
-        running = _Batch(batch_id, client, asyncio.Semaphore(concurrency), services.settings.storage)
-        results = await asyncio.gather(*(running.line(number, text) for number, text in lines))
+        running = _Batch(lease, client, asyncio.Semaphore(concurrency), services.settings.storage)
+        try:
+            results = await asyncio.gather(*(running.line(number, text) for number, text in lines))
+        except asyncio.CancelledError:
+            await asyncio.shield(running.cancel_steps())
+            raise
+    await lease.check()
     text = "".join(f"{result.model_dump_json()}\n" for result in results)
     reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
     if output is not None:
@@ -93,10 +101,11 @@ async def _read(store: ObjectStore, inputs: str) -> str:
 class _Batch:
     """One batch under way: its lines run side by side, as many as the gate lets through."""
 
-    id: str
+    lease: Lease
     client: PrefectClient
     gate: asyncio.Semaphore
     storage_url: str
+    running: set[UUID] = field(default_factory=set)
 
     async def line(self, number: int, text: str) -> Line:
         """Run one line's step to its end; what is wrong with the line is its result."""
@@ -106,21 +115,27 @@ class _Batch:
             return Line(line=number, status="failed", error=f"line {number}: {error}")
         async with self.gate:
             # The key makes a batch that runs again after a crash find its steps instead of repeating them.
-            key = f"{self.id}-{number}"
+            key = f"{self.lease.step_id}-{number}"
             try:
                 run = await runs.start(self.client, DEPLOYMENT, parameters, idempotency_key=key, tags=["batch"])
             except UsageError as error:
                 return Line(line=number, status="failed", error=f"line {number}: {error}")
-            try:
-                (run,) = await runs.wait(self.client, {run.id})
-            except asyncio.CancelledError:
-                await asyncio.shield(self.client.set_flow_run_state(run.id, Cancelling()))
-                raise
+            self.running.add(run.id)
+            (run,) = await runs.wait(self.client, {run.id})
+            self.running.discard(run.id)
+            await self.lease.progressed()
         try:
             output = StepOutput.model_validate(await runs.result(run, self.storage_url))
         except TimestepError as error:
             return Line(line=number, status="failed", step_id=str(run.id), error=str(error))
         return Line(line=number, status="completed", step_id=str(run.id), output=output)
+
+    async def cancel_steps(self) -> None:
+        """Cancel the steps under way, if the batch is: one that is interrupted finds them again when it goes on."""
+        own = await self.client.read_flow_run(UUID(self.lease.step_id))
+        if own.state is not None and own.state.is_cancelling():
+            for run_id in self.running:
+                await self.client.set_flow_run_state(run_id, Cancelling())
 
 
 def _parameters(text: str) -> dict[str, Any]:

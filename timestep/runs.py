@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from timestep import errors
 from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
 POLL_SECONDS = 0.2
+REVIVE_SECONDS = 90.0  # a crashed run is started again by the service, unless nothing has come of it for this long
 
 
 @asynccontextmanager
@@ -88,11 +90,19 @@ async def resume(client: PrefectClient, run_id: UUID) -> bool:
     return True
 
 
+def has_ended(run: FlowRun) -> bool:
+    """Whether the run is over: a crashed one is not, for as long as the service may start it again."""
+    if run.state is None or not run.state.is_final():
+        return False
+    age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
+    return not run.state.is_crashed() or age > REVIVE_SECONDS
+
+
 async def wait(client: PrefectClient, run_ids: set[UUID]) -> list[FlowRun]:
     """Wait until at least one of the runs has ended; returns those that have."""
     while True:
         runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids))))
-        ended = [run for run in runs if run.state is not None and run.state.is_final()]
+        ended = [run for run in runs if has_ended(run)]
         if ended:
             return ended
         await asyncio.sleep(POLL_SECONDS)
@@ -111,7 +121,7 @@ async def follow(
     state = progress = None
     while True:
         run = await client.read_flow_run(run_id)
-        ended = run.state is not None and run.state.is_final()
+        ended = has_ended(run)
         if ended:
             await asyncio.sleep(POLL_SECONDS)  # the last task's record arrives by way of events, a little later
         if run.state is not None and run.state.name and run.state.name != state:
@@ -162,6 +172,8 @@ async def result(run: FlowRun, storage_url: str) -> Any:
 def _words(run: FlowRun) -> str:
     """What the run's final state says, the way the error said it that ended it."""
     words = (run.state and (run.state.message or run.state.name)) or "It never started."
+    if run.state is not None and run.state.is_crashed():
+        return f"Nobody started it again after its crash: {words} Is the service up? timestep status"
     # Prefect writes an exception as "Flow run encountered an exception: Kind: words".
     words = words.removeprefix("Flow run encountered an exception: ")
     kind, _, sentence = words.partition(": ")

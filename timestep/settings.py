@@ -49,6 +49,15 @@ class Settings(BaseSettings):
     worker_limit: int = Field(
         8, ge=3, description="Flow runs the worker executes at the same time; two may be batches, which wait for steps."
     )
+    crash_limit: int = Field(
+        5, ge=1, description="Crashes in a row, without a finished model or tool call in between, that end a flow run."
+    )
+    crash_grace: float = Field(
+        1.0,
+        ge=0,
+        description="Seconds from a crash to the new start, doubled with each further one. Where Prefect's own process "
+        "workers serve the pool, 5 saves a vain start: they report a crash twice, three seconds apart.",
+    )
     toolchain: Path | None = Field(None, description="Folder of the built llama.cpp tools; default: under the home.")
     toolchain_source: str = Field(
         "sdist", description="Where llama.cpp comes from: 'sdist', 'path' (binaries on PATH), or 'git:TAG'."

@@ -58,6 +58,25 @@ def test_what_runs_at_exit_runs() -> None:
     assert "ValueError: x" in done.stderr
 
 
+HUNG = """
+def engine(*_, **__):
+    import asyncio, atexit, time
+    atexit.register(print, 'at exit', flush=True)
+    async def flow():
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+        await asyncio.sleep(0.1)
+        {end}
+    asyncio.run(flow())"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(7)", 7), ("raise ValueError('x')", 1)])
+def test_a_thread_that_hangs_does_not_keep_a_flow_run_from_its_end(end: str, code: int) -> None:
+    body = "print(await asyncio.wait_for((await forks.start(environment, Path('/tmp'), quiet=False)).wait(), 20))"
+    done = worker(body, HUNG.format(end=end))
+    assert done.stdout.splitlines() == ["at exit", str(code), "worker ends"], done.stderr
+    assert ("ValueError: x" in done.stderr) == (code == 1)
+
+
 def test_flow_runs_overlap() -> None:
     engine = "def engine(*_, **__):\n    import time; time.sleep(1)"
     body = """

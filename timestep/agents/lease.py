@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import asyncpg  # type: ignore[import-untyped]
 
 from timestep.agents import identity
+from timestep.agents.cancelling import end_cancelled
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
 
@@ -47,6 +48,7 @@ _STANDING = f"""
         coalesce(heartbeat_at < pg_postmaster_start_time(), false)
             and now() < pg_postmaster_start_time() + make_interval(secs => {RESTART_SECONDS}) as restarting
     from steps"""
+_CHANNEL = "timestep_cancel"
 _LOCK = "select pg_try_advisory_lock(hashtextextended($1, $2))"
 
 # Replaced by tests. Not sys.exit: an exception would be reported as a crash, over the attempt that took over.
@@ -82,6 +84,11 @@ async def alive(database: Database, step_ids: Iterable[str]) -> dict[str, bool]:
     return {step_id: step_id in found and found[step_id].alive for step_id in ids}
 
 
+async def ask_to_cancel(connection: asyncpg.Connection, step_id: str) -> None:
+    """Have the step's process, wherever it runs, end itself as cancelled; see :mod:`timestep.agents.cancelling`."""
+    await connection.execute("select pg_notify($1, $2)", _CHANNEL, step_id)
+
+
 def _standing(row: Any) -> Standing:
     return Standing(row["id"], row["attempt"], row["crashes"], row["holder"], row["age"], _is_alive(row))
 
@@ -104,6 +111,7 @@ class Lease:
         self.holder = identity.own()
         self.attempt = 0
         self.crashes = 0
+        self.on_cancel: Callable[[], None] | None = end_cancelled  # called in the lease's thread, maybe repeatedly
         self._database = database
         self._connection: asyncpg.Connection | None = None
         self._locked = False
@@ -140,13 +148,11 @@ class Lease:
         Raises:
             ServiceUnavailableError: the database stayed away for two minutes.
         """
-        assert self._loop is not None, "a lease is acquired before it is checked"
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(self._beat), self._loop))
+        await self._on_thread(self._beat)
 
     async def release(self) -> None:
         """Say that the next attempt need not wait for this process's end: it does no more work for the step."""
-        assert self._loop is not None, "a lease is acquired before it is released"
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(self._resign), self._loop))
+        await self._on_thread(self._resign)
 
     async def close(self) -> None:
         """Let go of the step before the process ends: for processes that do other things afterwards, such as tests."""
@@ -156,12 +162,22 @@ class Lease:
             self._loop.call_soon_threadsafe(self._beating.cancel)
             await asyncio.to_thread(self._thread.join)
 
+    async def progressed(self) -> None:
+        """Forgive the crashes so far: for work that goes on without units."""
+        if self.crashes:
+            await self._on_thread(self._forgive)
+            self.crashes = 0
+
     def superseded(self) -> NoReturn:
         """Another attempt acts for the step: end, with one line in the log and nothing to Prefect."""
         line = f"Step '{self.step_id}': attempt {self.attempt} was superseded; this process ends."
         with suppress(OSError, ValueError):  # a closed standard error must not keep it alive
             os.write(2, f"{line}\n".encode())
         end_process(0)
+
+    async def _on_thread(self, work: Callable[[], Awaitable[None]]) -> None:
+        assert self._loop is not None, "a lease is acquired before it is used"
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(work), self._loop))
 
     # From here on, all is within the lease's own thread.
 
@@ -195,7 +211,7 @@ class Lease:
             logging.getLogger(__name__).exception("A heartbeat failed")
             await self._disconnect()
 
-    async def _patiently(self, work: Any) -> None:
+    async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:
@@ -250,6 +266,12 @@ class Lease:
             "update steps set holder = null where id = $1 and attempt = $2", self.step_id, self.attempt
         )
 
+    async def _forgive(self) -> None:
+        connection = await self._connect()
+        await connection.execute(
+            "update steps set crashes = 0 where id = $1 and attempt = $2", self.step_id, self.attempt
+        )
+
     async def _connect(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._locked = False
@@ -259,6 +281,10 @@ class Lease:
                 server_settings={"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5"},
             )
         return self._connection
+
+    def _told(self, _connection: Any, _pid: int, _channel: str, step_id: str) -> None:
+        if step_id == self.step_id and self.on_cancel is not None:
+            self.on_cancel()
 
     async def _disconnect(self) -> None:
         connection, self._connection, self._locked = self._connection, None, False

@@ -88,13 +88,14 @@ class Housekeeper:
     async def _keep_house(self, database_url: str) -> None:
         while not await _answers(self._settings.prefect_api):
             await asyncio.sleep(0.5)
-        for module in ("timestep.steps", "timestep.agents.event_feed"):
+        for module in ("timestep.steps", "timestep.agents.event_feed", "timestep.repair"):
             await asyncio.to_thread(importlib.import_module, module)
         from prefect.client.orchestration import PrefectClient
 
         from timestep import steps
         from timestep.agents.event_feed import EventFeed, prune_events
         from timestep.database.engine import Database
+        from timestep.repair import repair_loop
 
         database = Database(database_url)
         feed = EventFeed(database)
@@ -102,6 +103,7 @@ class Housekeeper:
             async with PrefectClient(api=self._settings.prefect_api) as client:
                 self._made.set_result(Records(client, database, feed, self._settings.storage))
                 await asyncio.gather(
+                    repair_loop(self._settings, database, self.leaving),
                     _every(SWEEP_SECONDS, lambda: steps.sweep(client, database)),
                     _every(PRUNE_SECONDS, lambda: prune_events(database)),
                 )
