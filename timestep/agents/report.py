@@ -21,7 +21,7 @@ def summary(output: StepOutput, trace: dict[str, Any]) -> str:
         "## Usage",
         "",
         f"{output.turns} model calls, {len(output.tool_calls)} tool calls, {usage.input_tokens} tokens in, "
-        f"{usage.output_tokens} tokens out, model `{output.model}`.",
+        f"{usage.output_tokens} tokens out, {_dollars(usage.cost) or 'cost not known'}, model `{output.model}`.",
     ]
     return "\n".join(lines)
 
@@ -36,6 +36,7 @@ def turns(trace: dict[str, Any]) -> list[dict[str, Any]]:
             "seconds": round(call["seconds"], 3),
             "tokens in": (call["usage"] or {}).get("input_tokens", ""),
             "tokens out": (call["usage"] or {}).get("output_tokens", ""),
+            "cost": _dollars(call.get("cost")) if call["usage"] else "",
         }
         for call in trace["calls"]
     ]
@@ -83,6 +84,11 @@ def _quote(text: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3f}"
+
+
+def _dollars(value: float | None) -> str:
+    """Four figures of a cent's fraction; what isn't known is left out."""
+    return "" if value is None else f"${value:.6f}".rstrip("0").rstrip(".")
 
 
 def _share(value: float | None) -> str:
