@@ -50,7 +50,7 @@ async def from_javascript(js: dict[str, Any], agent: Agent[Any]) -> RunState[Any
     agents = agents_by_name(agent, refuse_python)
     try:
         written = _Reader(js, agents, decided).read()
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise refuse_python("$", f"is damaged, not what JavaScript writes ({type(error).__name__}: {error})") from error
     try:
         state: RunState[Any, Agent[Any]] = await RunState.from_json(agent, written, strict_context=True)

@@ -64,7 +64,7 @@ def to_javascript(state: RunState[Any, Agent[Any]] | dict[str, Any], agent: Agen
     decided: Decided = {}
     try:
         written = _Writer(state, agent, decided).write()
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"is damaged, not what RunState.to_json writes ({type(error).__name__}: {error})"
         raise refuse_javascript("$", why) from error
     written["context"]["functionApprovals"] = to_javascript_approvals(decided)
