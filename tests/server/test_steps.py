@@ -57,7 +57,8 @@ async def make(stage: Stage) -> AsyncIterator[Make]:
 
         async def make(kind: StateType = StateType.RUNNING, flow: str = "step", **parameters: Any) -> Step:
             flow_id = await client.create_flow_from_name(flow)
-            deployment = await client.create_deployment(flow_id, name=flow, enforce_parameter_schema=False)
+            # By another name than the service's own, whose runs are started again without a process.
+            deployment = await client.create_deployment(flow_id, name="staged", enforce_parameter_schema=False)
             run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
             step = Step(client, database, run.id)
             if kind is not StateType.SCHEDULED:

@@ -1,5 +1,6 @@
 """``python -m timestep.server``: settings come from the environment."""
 
+import logging
 import sys
 from contextlib import suppress
 from types import FrameType
@@ -26,6 +27,8 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("timestep").setLevel(logging.INFO)  # which steps were started again, and why
     settings = load_settings()
     app = create_app(settings)
     config = uvicorn.Config(
