@@ -36,7 +36,9 @@ class ModelResolver:
             UsageError: a provider's key or package is missing.
         """
         model = self._model or agent.model
-        if self._model is None and agent.name in self._registry.names() and self._registry.base(agent.name) is not None:
+        named = self._model is None and agent.name in self._registry.names()
+        # An agent that brings its own object is another's namesake.
+        if named and not isinstance(model, Model) and self._registry.base(agent.name) is not None:
             # A local model belongs to its agent: what it serves now, on whatever base it was declared with.
             model = PREFIX + agent.name
         if model is None:
