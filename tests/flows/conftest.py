@@ -10,10 +10,15 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun
+from sqlalchemy import select
 
+from deployments.state import load_state
 from tests.conftest import Service
 from timestep import runs
 from timestep.agents.types import StepOutput
+from timestep.database.engine import Database
+from timestep.database.models import UnitRow
+from timestep.settings import Settings
 
 
 @dataclass
@@ -61,6 +66,19 @@ async def artifacts(client: PrefectClient, run_id: UUID) -> dict[str, Any]:
         artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
     )
     return {str(artifact.key): artifact.data for artifact in found}
+
+
+async def units(service: Service, run_id: UUID) -> list[str]:
+    """Positions of the finished units of a step, from the record itself."""
+    state = load_state(Settings(home=service.home))
+    assert state is not None
+    database = Database(state.database)
+    try:
+        async with database.session() as session:
+            finished = (UnitRow.step_id == str(run_id), UnitRow.finished_at.is_not(None))
+            return sorted(await session.scalars(select(UnitRow.position).where(*finished)))
+    finally:
+        await database.close()
 
 
 async def task_states(client: PrefectClient, run_id: UUID) -> list[tuple[str, str]]:

@@ -167,7 +167,7 @@ async def test_a_call_cut_in_the_middle_is_a_persons_to_settle(service: Service,
     view = await waiting(service, run.id)
     assert [(call["kind"], call["tool"]) for call in view["pending"]] == [("cut", "pay")]
     assert service.calls == ["model 0", "tool pay 5"]
-    assert "can't be decided by 'approve'" in service.run("approve", str(run.id), check=False).stderr
+    assert "waits for an approval" in service.run("approve", str(run.id), check=False).stderr
     service.run("settle", str(run.id), "--result", "paid by hand")
     done = await output(steps, run)
     assert [call.output for call in done.tool_calls] == ["paid by hand"]
