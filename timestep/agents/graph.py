@@ -11,6 +11,7 @@ from agents.tool import Tool
 
 from timestep.agents.guardrails import scoped
 from timestep.agents.ledger import Begin
+from timestep.agents.local_tools import local_tool
 from timestep.agents.model_calls import DurableModel
 from timestep.agents.step import Limits, Run, Scope, Stop, part
 from timestep.agents.tool_calls import durable_tool
@@ -48,7 +49,7 @@ class Graph:
             model=DurableModel(name, model, agent.name, limits),
             # Given with the model, or the SDK would swap in that model's own defaults.
             model_settings=settings,
-            tools=[durable_tool(tool, run) for tool in agent.tools],
+            tools=[local_tool(durable_tool(tool, run), agent, run) for tool in agent.tools],
             handoffs=[],
             input_guardrails=scoped(agent.input_guardrails, here, names),
             output_guardrails=scoped(agent.output_guardrails, here, names),

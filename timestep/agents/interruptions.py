@@ -1,12 +1,12 @@
 """Calls that wait for a person: what the step asks about them, and what it does with the answers."""
 
-import json
 from typing import Any
 
 from agents import RunResult, RunState
 from agents.items import ToolApprovalItem
 
 from timestep.agents.ask import is_question
+from timestep.agents.local_tools import arguments_of
 from timestep.agents.step import DurableStep, Run
 from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.errors import TimestepError
@@ -51,7 +51,6 @@ def _apply(state: RunState[Any], item: ToolApprovalItem, call: PendingCall, deci
 def _pending(step: DurableStep, item: ToolApprovalItem) -> PendingCall:
     raw = item.raw_item if isinstance(item.raw_item, dict) else item.raw_item.model_dump(mode="json", exclude_none=True)
     call_id = str(raw.get("call_id") or raw.get("id"))
-    arguments = raw.get("arguments")
     tools = [tool for tool in item.agent.tools if tool.name == item.tool_name]
     return PendingCall(
         position=_run_of(step, item, call_id).positions[call_id],
@@ -59,7 +58,7 @@ def _pending(step: DurableStep, item: ToolApprovalItem) -> PendingCall:
         call_id=call_id,
         agent=item.agent.name,
         tool=str(item.tool_name),
-        arguments=arguments if isinstance(arguments, str) else json.dumps(arguments if arguments is not None else raw),
+        arguments=arguments_of(item.raw_item),
     )
 
 

@@ -1,5 +1,6 @@
 """What the SDK asks of a model, as plain data: for the fingerprint, for the trace, and to ask the model itself."""
 
+import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -76,9 +77,25 @@ class ModelRequest:
         items: list[Any] = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else [*self.input]
         if response is not None:
             items += response.to_input_items()
-        messages: list[Any] = Converter.items_to_messages(items)
+        try:
+            messages: list[Any] = Converter.items_to_messages(items)
+        except UserError:
+            messages = Converter.items_to_messages([item if _is_chat(item) else _told(item) for item in items])
         system = self.system_instructions
         return [{"role": "system", "content": system}] * bool(system) + [dict(message) for message in messages]
+
+
+def _is_chat(item: Any) -> bool:
+    """Whether chat completions have a message for the item; other APIs know more kinds."""
+    try:
+        Converter.items_to_messages([item])
+    except UserError:
+        return False
+    return True
+
+
+def _told(item: Any) -> Any:
+    return {"role": "assistant", "content": json.dumps(item, default=str)}
 
 
 def _tool_json(tool: Tool) -> dict[str, Any]:

@@ -27,7 +27,7 @@ KIND = "tool-call"
 
 
 def durable_tool(tool: Tool, run: Run) -> Tool:
-    """A copy of a function tool whose every call is a recorded unit; other tools run at the provider."""
+    """A copy of a function tool whose every call is a recorded unit; any other tool as it is."""
     if not isinstance(tool, FunctionTool):
         return tool
     durable = copy.copy(tool)
@@ -72,7 +72,7 @@ class _Invoker(_FailureHandlingFunctionToolInvoker):
 
     async def __call__(self, ctx: Any, input: str) -> Any:
         run = present()
-        return await _ToolCall(self._tool, run, run.positions[ctx.tool_call_id], ctx, input).answer()
+        return await ToolCall(self._tool, run, run.positions[ctx.tool_call_id], ctx, input).answer()
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class _OpenEnded:
 
 
 @dataclass
-class _ToolCall:
-    """One call of a tool."""
+class ToolCall:
+    """One call of a tool; ``context`` has the id of the call, the agent, and the SDK's item of the call or None."""
 
     tool: FunctionTool
     run: Run
