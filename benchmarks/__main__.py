@@ -1,7 +1,7 @@
 """Runs every comparison against a service of its own and prints one table; ratios matter, seconds are this machine's.
 
 python -m benchmarks            all of them
-python -m benchmarks decode     those named: step trigger decode training storage
+python -m benchmarks decode     those named: storage step trigger live decode training
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks import decode, finetuning, objects, steps, trigger
+from benchmarks import decode, finetuning, live, objects, steps, trigger
 from benchmarks.figure import Bench, Figure
 from benchmarks.service import running_service
 from timestep.errors import UsageError
@@ -20,6 +20,7 @@ COMPARISONS: dict[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "storage": objects.measure,
     "step": steps.measure,
     "trigger": trigger.measure,
+    "live": live.measure,
     "decode": decode.measure,
     "training": finetuning.measure,
 }

@@ -1,6 +1,9 @@
-"""The agent of the step comparison: three model calls and two tool calls, none of which takes time."""
+"""Agents of the comparisons: three model calls and two tool calls, none of which takes time; and one that streams."""
 
-from agents import Agent, function_tool
+from pathlib import Path
+
+from agents import Agent, OpenAIChatCompletionsModel, function_tool
+from openai import AsyncOpenAI
 
 from tests.scripted import PlannedModel
 
@@ -16,3 +19,9 @@ quick = Agent(
     tools=[note],
     model=PlannedModel([[("note", {"text": "one"})], [("note", {"text": "two"})], "done"]),
 )
+
+# There while the comparison runs: benchmarks/live.py.
+port = Path(__file__).with_name("stamps.port")
+if port.exists():
+    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port.read_text()}/v1", api_key="none")
+    stamps = Agent(name="stamps", model=OpenAIChatCompletionsModel("stamps", client))
