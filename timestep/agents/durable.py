@@ -38,7 +38,8 @@ async def run_durably(
         TimestepError: a model that refused, a call that was decided to fail. Errors of the SDK come as they are.
     """
     root = step.runs[""] = Run(step)
-    config = RunConfig(model_settings=settings, tracing_disabled=True)
+    # One group, so that a provider's prompt cache knows the step's calls as belonging together.
+    config = RunConfig(model_settings=settings, tracing_disabled=True, group_id=step.step_id)
     todo: str | list[TResponseInputItem] | RunState[Any] = input
     try:
         async with connected(agent):

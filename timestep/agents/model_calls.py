@@ -69,6 +69,13 @@ class DurableModel(Model):
     async def close(self) -> None:
         await self._model.close()
 
+    async def _cleanup_on_run_end(self, owner: object) -> None:
+        await self._model._cleanup_on_run_end(owner)
+
+    def _supports_default_prompt_cache_key(self) -> bool:
+        supports = getattr(self._model, "_supports_default_prompt_cache_key", None)
+        return bool(supports()) if callable(supports) else False
+
     async def _answer(self, request: ModelRequest, forward: OnEvent | None) -> ModelResponse:
         run = present()
         step, position = run.step, run.at(self._agent, run.turn)

@@ -48,6 +48,8 @@ class ModelRequest:
     def asked(self, model: str) -> dict[str, Any]:
         """All that the answer depends on, as JSON by parts."""
         settings = self.model_settings.to_json_dict()
+        if settings["extra_args"] is not None:
+            settings["extra_args"].pop("prompt_cache_key", None)  # new with each run, where the SDK makes it up
         schema = self.output_schema
         return {
             "model": model,
