@@ -17,9 +17,11 @@ from sqlalchemy import text
 from tests.agents.test_events import away
 from tests.postgres import postgres_url
 from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
+from timestep import steps
 from timestep.agents.events import PER_ATTEMPT
 from timestep.agents.waiting import Kind
 from timestep.database.engine import Database
+from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes
 
 __all__ = ["postgres_url"]
@@ -266,6 +268,48 @@ async def test_a_run_that_a_person_suspended_is_left_alone(make: Make) -> None:
     await step.reach(StateType.PAUSED, "Suspended", pause_reschedule=True)
     await asyncio.sleep(2.5)
     assert (await step.states())[-1] == "Suspended"
+
+
+async def test_the_first_digits_of_an_id_are_enough(make: Make) -> None:
+    waiting, running = await make(StateType.SCHEDULED), await make()
+    async with running.process():
+        pass
+    for step in (waiting, running):
+        for name in (step.name, step.name[:8], step.name[:13].upper(), step.name.replace("-", "")):
+            assert await steps.find(step.client, step.database, name) == step.id
+    for bad in (running.name[:7], "not-hex-at-all", ""):
+        with pytest.raises(UsageError, match="is no step id"):
+            await steps.find(running.client, running.database, bad)
+    with pytest.raises(NotFoundError, match="No step '00000000'"):
+        await steps.find(running.client, running.database, "00000000")
+    async with running.database.session() as session:
+        twin = running.name[:8] + NOBODY[8:]
+        await session.execute(text("insert into steps (id) values (:id)"), {"id": twin})
+    with pytest.raises(UsageError, match=f"the beginning of several steps: .*{twin}"):
+        await steps.find(running.client, running.database, running.name[:8])
+
+
+async def test_cancelling_and_starting_again(make: Make) -> None:
+    step = await make()
+    await step.ask(call())
+    await step.suspend(call())
+    with pytest.raises(ConflictError, match="waits for a person"):
+        await steps.resume(step.client, step.database, step.id)
+    for _ in range(2):
+        await steps.cancel(step.client, step.id)
+    assert (await step.states())[-1] == "Cancelled"
+    await steps.resume(step.client, step.database, step.id, accept_changes=True)
+    assert (await step.states())[-1] == "Scheduled"
+    async with step.database.session() as session:
+        assert await session.scalar(text("select accept_changes from steps where id = :id"), {"id": step.name})
+    with pytest.raises(ConflictError, match="only one that failed or was cancelled"):
+        await steps.resume(step.client, step.database, step.id)
+    await step.reach(StateType.CRASHED)
+    await steps.cancel(step.client, step.id)
+    assert (await step.states())[-1] == "Cancelled"
+    await step.reach(StateType.COMPLETED)
+    with pytest.raises(ConflictError, match="succeeded already"):
+        await steps.cancel(step.client, step.id)
 
 
 async def test_tokens_arrive_before_the_step_ends(make: Make, http: httpx.AsyncClient) -> None:
