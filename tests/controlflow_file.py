@@ -96,6 +96,11 @@ payer = controlflow.Agent(
     tools=[pay, guarded],
     model=Planned([[("pay", {"amount": 5}), ("guarded", {"text": "g"})], call("succeed", result="settled")]),
 )
+insister = controlflow.Agent(
+    name="insister",
+    tools=[pay],
+    model=Planned([call("pay", amount=1), call("pay", amount=1), call("succeed", result="gave up")]),
+)
 careful = controlflow.Agent(
     name="careful", tools=[rare], model=Planned([call("rare", text="rare"), call("succeed", result="once")])
 )

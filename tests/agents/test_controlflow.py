@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from agents import MaxTurnsExceeded, ModelSettings
@@ -21,15 +21,20 @@ from storage.store import ObjectStore
 from tests.conftest import ROOT
 from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.approvals import Approvals
+from timestep.agents.attempt import Attempt
 from timestep.agents.controlflow import Orchestration, run_controlflow
 from timestep.agents.durable import DurableStep
 from timestep.agents.lease import Lease
 from timestep.agents.ledger import DatabaseLedger, MemoryLedger
-from timestep.agents.registry import load_agents
+from timestep.agents.registry import load_agents, load_registry
+from timestep.agents.sessions import open_session
+from timestep.agents.think import Thinking, think
 from timestep.agents.tools import StepContext
+from timestep.agents.types import InferenceSettings
 from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UnitChangedError, UsageError
+from timestep.settings import load_settings
 
 __all__ = ["database", "empty_server", "postgres_url"]
 
@@ -228,6 +233,17 @@ def test_a_tool_that_runs_once_is_not_run_again_by_itself(stage: Stage, database
     assert stage.log == ["model 0", "tool rare"]
 
 
+async def test_a_decision_for_always_is_asked_for_once(stage: Stage, records: Records) -> None:
+    asked: list[str] = []
+
+    async def decide(calls: list[PendingCall]) -> dict[str, Decision]:
+        asked.extend(call.position for call in calls)
+        return {call.position: Decision(verdict=Verdict.REJECT, always=True) for call in calls}
+
+    await stage.run("insister", decide=decide)
+    assert asked == ["insister/0/0"] and stage.log == ["model 0", "model 1", "model 2"]
+
+
 # -- cancelled
 
 
@@ -290,6 +306,55 @@ async def test_changed_code_is_named(stage: Stage) -> None:
 async def test_arguments_that_a_flow_lacks_are_named(stage: Stage) -> None:
     with pytest.raises(UsageError, match="'pair' takes 'a', 'b'"):
         await stage.run("pair", "only one")
+
+
+# -- as the service runs it
+
+
+class Nobody:
+    """No one is asked."""
+
+    async def decisions(self, calls: list[PendingCall]) -> dict[str, Decision]:
+        raise AssertionError(calls)
+
+    async def suspend(self, calls: list[PendingCall]) -> NoReturn:
+        raise AssertionError(calls)
+
+    async def wake(self, step_id: str) -> None:
+        raise AssertionError(step_id)
+
+
+SCRIPTED = """
+from tests.controlflow_file import Planned, call
+
+def scripted(agent, *turns):
+    vars(agent)["model"] = Planned(list(turns))
+
+scripted(estimator, call("price", item="desk", count=2), call("delegate_to_agent", agent_id=writer.id, message="480"))
+scripted(writer, call("succeed", result="Two desks for 480 euros."))
+"""
+
+
+async def test_the_example_runs_as_a_step(stage: Stage, database: Database) -> None:
+    """Registry, models by the service's rules, ledger, session and trace; only the models are scripted."""
+    stage.file.write_text((ROOT / "examples" / "offer.py").read_text() + SCRIPTED)
+    settings = load_settings(home=stage.folder, agents=[stage.file], database_url=database.timestep_url)
+    store, registry = ObjectStore.open(settings.storage), load_registry(settings)
+    request = Thinking("s", "Two desks.", "offer", "talk", None, 5, InferenceSettings())
+    async with Attempt.begin(Database(database.timestep_url), store, "s") as attempt:
+        output, trace = await think(request, settings, store, registry, attempt, Nobody())
+        await attempt.lease.close()
+    session = await (await open_session(database, "talk")).get_items()
+    assert output.output == "Two desks for 480 euros."
+    assert (output.agent, output.model, output.turns) == ("offer", "Planned", 3)
+    assert [call.name for call in output.tool_calls][:2] == ["price", "delegate_to_agent"]
+    assert output.tool_calls[0].output == "480"
+    assert [call["position"] for call in trace["calls"]] == ["estimator/0", "estimator/0/0", "estimator/1", "writer/2"]
+    assert trace["messages"][0]["role"] == "system" and trace["tools"]
+    assert session == [
+        {"role": "user", "content": "Two desks."},
+        {"role": "assistant", "content": "Two desks for 480 euros."},
+    ]
 
 
 # -- models of LangChain

@@ -26,26 +26,24 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
 
-from agents import Agent, FunctionTool, MaxTurnsExceeded, Model, ModelResponse, ModelSettings, ModelTracing, Usage
+from agents import Agent, FunctionTool, MaxTurnsExceeded, Model, ModelResponse, ModelSettings, ModelTracing
 from agents.tool import set_function_tool_failure_error_function, with_function_tool_failure_error_handler
-from agents.tool_context import ToolContext
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic import TypeAdapter
 
-from timestep.agents.ask import ask_user, is_question
+from timestep.agents.ask import ask_user
 from timestep.agents.declarations import idempotent, once
+from timestep.agents.function_calls import FunctionCall, decide
 from timestep.agents.langchain import LangChainModel, as_call, as_items, as_message, calls_of
 from timestep.agents.model_calls import DurableModel
 from timestep.agents.runner import runner
 from timestep.agents.step import DurableStep, Limits, Run, Stop, scope
 from timestep.agents.threads import in_thread
-from timestep.agents.tool_calls import durable_tool
 from timestep.agents.tools import StepContext
 from timestep.agents.types import ToolCall
 from timestep.agents.units import fingerprint
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.errors import TimestepError, UsageError
 
 
@@ -98,6 +96,12 @@ class Orchestration:
 
     final_output: Any
     tool_calls: list[ToolCall]
+
+    @property
+    def text(self) -> str:
+        """The result as one says it."""
+        result = self.final_output
+        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
 
 
 @dataclass
@@ -273,18 +277,18 @@ async def _turn(
     for event in _events.AgentMessage(agent=self, message=message).all_related_events(tools=tools):
         yield event
     by_name, own = {tool.name: tool for tool in tools}, _own_tools(self)
-    calls = [
-        _Call(asked, self, within, by_name.get(asked.name), None if asked.name in own else functions.get(asked.name))
+    calls = {
+        asked.call_id: FunctionCall(asked, self.name, within, functions[asked.name], run.context)
         for asked in calls_of(response)
-    ]
-    decisions = await _decisions(run, calls)
-    for call in calls:
-        text = await _output(run, call, decisions.get(call.position))
-        run.tool_calls.append(ToolCall(name=call.asked.name, arguments=call.asked.arguments, output=text))
-        failed = call.tool is None or text.startswith(ERROR)
-        result = _tools.ToolResult(
-            tool_call=as_call(call.asked), tool=call.tool, result=text, str_result=text, is_error=failed
-        )
+        if asked.name in by_name and asked.name not in own
+    }
+    await decide(list(calls.values()))
+    for asked in calls_of(response):
+        tool = by_name.get(asked.name)
+        text = await _output(calls[asked.call_id]) if asked.call_id in calls else _own_output(within, tool, asked)
+        run.tool_calls.append(ToolCall(name=asked.name, arguments=asked.arguments, output=text))
+        failed = tool is None or text.startswith(ERROR)
+        result = _tools.ToolResult(tool_call=as_call(asked), tool=tool, result=text, str_result=text, is_error=failed)
         yield _events.ToolResult(agent=self, tool_result=result)
 
 
@@ -370,52 +374,6 @@ def _settings(more: dict[str, Any]) -> ModelSettings:
     return ModelSettings(**known, extra_args=rest or None)
 
 
-class _Call:
-    """One call of a response, with its tool: ``function`` where it is a unit, none where it is ControlFlow's own."""
-
-    def __init__(
-        self, asked: ResponseFunctionToolCall, agent: Any, within: Run, tool: Any, function: FunctionTool | None
-    ) -> None:
-        self.asked, self.agent, self.within, self.tool = asked, agent, within, tool
-        self.position = within.positions[asked.call_id]
-        self.function: Any = durable_tool(function, within) if function else None
-
-    def context(self, run: _Run) -> ToolContext[Any]:
-        asked, agent = self.asked, Agent[Any](name=self.agent.name)
-        return ToolContext(
-            run.context, Usage(), asked.name, asked.call_id, asked.arguments, tool_call=asked, agent=agent
-        )
-
-    async def waits(self, run: _Run) -> bool:
-        """Whether a person has to be asked before."""
-        needs = self.function is not None and self.function.needs_approval
-        if callable(needs):
-            return bool(await needs(self.context(run), as_call(self.asked)["args"], self.asked.call_id))
-        return bool(needs)
-
-    def pending(self) -> PendingCall:
-        kind = Kind.QUESTION if is_question(self.function) else Kind.APPROVAL
-        names = {"call_id": self.asked.call_id, "agent": self.agent.name, "tool": self.asked.name}
-        return PendingCall(position=self.position, kind=kind, arguments=self.asked.arguments, **names)
-
-
-async def _decisions(run: _Run, calls: list[_Call]) -> dict[str, Decision]:
-    """What people decide of these calls, by position: they are asked of all before the first runs."""
-    step = run.step
-    waiting = [call.pending() for call in calls if await call.waits(run)]
-    standing = {call.position: step.always.get((call.agent, call.tool)) for call in waiting}
-    asked = [call for call in waiting if call.kind is Kind.QUESTION or standing[call.position] is None]
-    try:
-        decisions = await step.decide(asked) if asked else {}
-    except Exception as error:
-        raise Stop(error) from error  # past what a flow's function may catch
-    for call in asked:
-        step.granted[call.position] = (call.kind, decisions[call.position])
-        if decisions[call.position].always:
-            step.always[call.agent, call.tool] = decisions[call.position]
-    return {position: decision for position, decision in standing.items() if decision is not None} | decisions
-
-
 def _own_tools(agent: Any) -> set[str]:
     """Names of the tools by which ControlFlow itself goes on: they change its state, and run again on a replay."""
     orchestrator = ctx.get("orchestrator")
@@ -425,26 +383,26 @@ def _own_tools(agent: Any) -> set[str]:
     return {tool.name for tool in [*turns, *completions]}
 
 
-async def _output(run: _Run, call: _Call, decision: Decision | None) -> str:
+async def _output(call: FunctionCall) -> str:
     """What the model is told of its call."""
-    name = call.asked.name
-    if call.function is not None and (decision is None or decision.verdict is not Verdict.REJECT):
-        token = _seen.set(_seen.get())
-        with call.within.entered():
-            output = await call.function.on_invoke_tool(call.context(run), call.asked.arguments)
-        _seen.reset(token)  # what the tool's own runs said, a replay would not know
-        return str(_tools.output_to_string(output))
-    if decision is not None:
-        text = f"A person rejected this call{f': {decision.text}' if decision.text else '.'}"
-    elif call.tool is None:
-        text = f'There is no tool called "{name}".'
+    seen = _seen.get()
+    try:
+        return str(_tools.output_to_string(await call.output()))
+    finally:
+        _seen.set(seen)  # what runs within the tool have said, a replay would not know
+
+
+def _own_output(within: Run, tool: Any, asked: ResponseFunctionToolCall) -> str:
+    """Of a call by which ControlFlow goes on, which is made at once; or of one of no tool."""
+    if tool is None:
+        text = f'There is no tool called "{asked.name}".'
     else:
         try:
-            text = _tools.output_to_string(call.tool.fn(**json.loads(call.asked.arguments or "{}")))
+            text = str(_tools.output_to_string(tool.fn(**json.loads(asked.arguments or "{}"))))
         except Exception as error:
-            text = f'{ERROR} "{name}": {error}'
-    if not call.within.path:
-        run.step.messages.append({"role": "tool", "tool_call_id": call.asked.call_id, "content": text})
+            text = f'{ERROR} "{asked.name}": {error}'
+    if not within.path:
+        within.step.messages.append({"role": "tool", "tool_call_id": asked.call_id, "content": text})
     return text
 
 

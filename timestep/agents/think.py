@@ -124,7 +124,10 @@ async def think(
 async def _run(
     request: Thinking, store: ObjectStore, registry: AgentRegistry, step: DurableStep, session: SessionTurn
 ) -> StepOutput:
-    if not (request.input.strip() if isinstance(request.input, str) else request.input):
+    orchestrated = registry.orchestrated(request.agent)
+    # A task or a flow of ControlFlow may know by itself what there is to do.
+    needs_input = orchestrated is None or orchestrated.kind == "agent"
+    if needs_input and not (request.input.strip() if isinstance(request.input, str) else request.input):
         raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
     if cut := [_cut(unit) for unit in step.ledger.cut()]:
         # Before anything else: what follows may depend on it.
@@ -166,8 +169,7 @@ async def _orchestrated(step: DurableStep, what: Any, items: list[Any], options:
     from timestep.agents.controlflow import run_controlflow
 
     ran = await run_controlflow(step, what, items, **options)
-    said = {"role": "assistant", "content": ran.final_output if isinstance(ran.final_output, str) else str(ran)}
-    return _Ran(ran.final_output, ran.tool_calls, [said])
+    return _Ran(ran.final_output, ran.tool_calls, [{"role": "assistant", "content": ran.text}])
 
 
 def _cut(unit: Recorded) -> PendingCall:
