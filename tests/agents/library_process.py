@@ -1,19 +1,39 @@
 """A program on the library, for the tests of run states: `python -m tests.agents.library_process`, JSON in and out.
 
-It loads the state from its store, decides what waits, runs on (or starts), saves where it waits again.
+For each run that it is asked for: load its state, decide what waits, run on (or start), save where it waits again.
 """
 
 import asyncio
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from agents import Agent, FunctionTool, Tool, function_tool, set_tracing_disabled
+from openai.types.responses import Response, ResponseCompletedEvent
 
 from tests.scripted import PlannedModel, append
 from timestep import RunStateStore, consume_result, run_agent
+
+
+class Streamed(PlannedModel):
+    """A planned model whose answers can be streamed, each as one event."""
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        answer = await self.get_response(*args, **kwargs)
+        whole = Response(
+            id="r",
+            created_at=0,
+            model="planned",
+            object="response",
+            output=answer.output,
+            parallel_tool_calls=True,
+            tool_choice="auto",
+            tools=[],
+        )
+        yield ResponseCompletedEvent(type="response.completed", response=whole, sequence_number=0)
 
 
 def tool(name: str, log: Path, *, needs_approval: bool = True) -> FunctionTool:
@@ -28,7 +48,7 @@ def build(scenario: str, log: Path) -> Agent[Any]:
     """One agent graph for each scenario."""
 
     def agent(name: str, plan: Any, tools: list[Tool], **more: Any) -> Agent[Any]:
-        return Agent(name=name, model=PlannedModel(plan, log), tools=tools, **more)
+        return Agent(name=name, model=Streamed(plan, log), tools=tools, **more)
 
     send, wipe, look = tool("send", log), tool("wipe", log), tool("look", log, needs_approval=False)
     if scenario == "parallel":
@@ -45,31 +65,38 @@ def build(scenario: str, log: Path) -> Agent[Any]:
     raise AssertionError(scenario)
 
 
-async def main(asked: dict[str, Any]) -> dict[str, Any]:
-    agent = build(asked["scenario"], Path(asked["log"]))
-    where = {"session_id": asked["session"]} if "session" in asked else {"path": asked["path"]}
-    store = RunStateStore(agent=agent, **where)
-    state = await store.load(context=asked.get("context"))
+async def go_on(asked: dict[str, Any]) -> dict[str, Any]:
+    log = Path(asked["log"])
+    agent = build(asked["scenario"], log)
+    store = RunStateStore(agent=agent, **asked["store"])
+    state = await store.load()
     if state is not None:
         for item in state.get_interruptions():
-            verdict = asked["decide"][str(item.name)]
+            verdict = asked["decide"].get(item.name)
             if verdict in ("approve", "always"):
                 state.approve(item, always_approve=verdict == "always")
             elif verdict in ("reject", "never"):
                 state.reject(item, always_reject=verdict == "never", rejection_message="not today")
     given: Any = "go" if state is None else state
-    # A dictionary survives; what the tools of the first process saw is there in the second.
+    # A dictionary survives: what the first process gave is there in the second.
     options: dict[str, Any] = {"context": {"user": "k"}} if state is None else {}
-    result = await consume_result(await run_agent(agent, given, stream=asked.get("stream", False), **options))
+    # Stream every other time: a state goes on in either way.
+    result = await consume_result(await run_agent(agent, given, stream=state is not None, **options))
     waiting = [[item.agent.name, item.name, item.arguments] for item in result.interruptions]
     await (store.save(result.to_state()) if waiting else store.clear())
+    lines = log.read_text().splitlines() if log.exists() else []
     return {
         "output": result.final_output,
         "last": result.last_agent.name,
         "context": result.context_wrapper.context,
         "waiting": waiting,
+        "executed": [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("model")],
         "pid": os.getpid(),
     }
+
+
+async def main(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: await go_on(asked) for name, asked in runs.items()}
 
 
 if __name__ == "__main__":

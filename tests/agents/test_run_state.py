@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,82 +21,82 @@ from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep import RunStateStore, run_agent
 from timestep.errors import RunStateError, StateTransferError, UsageError
 
+# Runs by name: what they are, and what is decided in each of the processes after the first.
+RUNS: dict[str, tuple[str, list[dict[str, str]]]] = {
+    "in a file": ("parallel", [{"send": "approve", "wipe": "reject"}]),
+    "in the database": ("parallel", [{"send": "approve", "wipe": "reject"}]),
+    "one by one": ("parallel", [{"send": "approve"}, {"wipe": "approve"}]),
+    "always": ("twice", [{"send": "always"}]),
+    "never": ("twice", [{"send": "never"}]),
+    "each time": ("twice", [{"send": "approve"}, {"send": "reject"}]),
+    "nested, approved": ("nested", [{"send": "approve"}]),
+    "nested, rejected": ("nested", [{"send": "reject"}]),
+    "after a handoff": ("handoff", [{"send": "approve"}]),
+}
+Story = dict[str, list[dict[str, Any]]]
 
-@dataclass
-class Program:
-    """Runs of the library's program, each in a process of its own; ``log`` has the calls that were really made."""
 
-    folder: Path
-    where: dict[str, str]
-    variables: dict[str, str]
-
-    @property
-    def log(self) -> list[str]:
-        """Executed tools; the model's calls are left out."""
-        path = self.folder / "log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [line.rsplit(" ", 1)[0] for line in lines if not line.startswith("model")]
-
-    def __call__(self, scenario: str, **asked: Any) -> dict[str, Any]:
-        request = {"scenario": scenario, "log": str(self.folder / "log"), **self.where, **asked}
-        command = [sys.executable, "-m", "tests.agents.library_process", json.dumps(request)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.variables, capture_output=True, text=True, timeout=120, check=False
-        )
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Story:  # noqa: F811
+    """All the runs, through three processes: what each run was like at the end of each process."""
+    folder = tmp_path_factory.mktemp("runs")
+    story: Story = {name: [] for name in RUNS}
+    for number in range(3):
+        asked = {}
+        for name, (scenario, decisions) in RUNS.items():
+            if number <= len(decisions):
+                lies = {"session_id": "talk"} if name == "in the database" else {"path": str(folder / "deep" / name)}
+                decide = decisions[number - 1] if number else {}
+                asked[name] = {
+                    "scenario": scenario,
+                    "log": str(folder / f"{name}.log"),
+                    "store": lies,
+                    "decide": decide,
+                }
+        command = [sys.executable, "-m", "tests.agents.library_process", json.dumps(asked)]
+        variables = environment() | {"TIMESTEP_DB_URL": postgres_url}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
+        for name, end in json.loads(done.stdout).items():
+            story[name].append(end)
+    assert not list((folder / "deep").iterdir())  # what has ended was cleared
+    return story
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path, {"path": str(tmp_path / "deep" / "state.json")}, environment())
-
-
-@pytest.mark.parametrize("where", ["file", "database"])
-def test_parallel_calls_are_decided_one_by_one(where: str, program: Program, request: pytest.FixtureRequest) -> None:
-    if where == "database":  # on a server with none of ours
-        program.variables["TIMESTEP_DB_URL"] = request.getfixturevalue("empty_server")
-        program.where = {"session": "talk"}
-    first = program("parallel")
-    assert [(name, json.loads(given)) for _, name, given in first["waiting"]] == [
-        ("send", {"what": "b"}),
-        ("wipe", {"what": "c"}),
-    ]
-    assert program.log == ["look a"]
-    second = program("parallel", decide={"send": "approve", "wipe": "reject"})
-    assert (second["output"], second["waiting"]) == ("done", [])
+@pytest.mark.parametrize("name", ["in a file", "in the database"])
+def test_parallel_calls_are_decided_one_by_one(name: str, story: Story) -> None:
+    first, second = story[name]
+    assert [call[:2] for call in first["waiting"]] == [["clerk", "send"], ["clerk", "wipe"]]
+    assert first["executed"] == ["look a"]
+    assert (second["output"], second["waiting"], second["executed"]) == ("done", [], ["look a", "send b"])
     assert second["context"] == {"user": "k"} and second["pid"] != first["pid"]
-    assert program.log == ["look a", "send b"]
-    assert program("parallel")["waiting"] != []  # cleared: it starts anew
 
 
-def test_one_decision_at_a_time(program: Program) -> None:
-    program("parallel")
-    left = program("parallel", decide={"send": "approve", "wipe": "later"}, stream=True)
-    assert [name for _, name, _ in left["waiting"]] == ["wipe"]
-    assert program.log == ["look a", "send b"]
-    assert program("parallel", decide={"wipe": "approve"})["output"] == "done"
-    assert program.log == ["look a", "send b", "wipe c"]
+def test_what_is_not_decided_yet_goes_on_waiting(story: Story) -> None:
+    _, second, third = story["one by one"]
+    assert [call[1] for call in second["waiting"]] == ["wipe"]
+    assert second["executed"] == ["look a", "send b"]
+    assert (third["output"], third["executed"]) == ("done", ["look a", "send b", "wipe c"])
 
 
-@pytest.mark.parametrize(("verdict", "executed"), [("always", ["send a", "send b"]), ("never", [])])
-def test_always_holds_for_the_rest_of_the_run(program: Program, verdict: str, executed: list[str]) -> None:
-    program("twice")
-    assert program("twice", decide={"send": verdict})["output"] == "done"
-    assert program.log == executed
+@pytest.mark.parametrize(
+    ("name", "executed"), [("always", ["send a", "send b"]), ("never", []), ("each time", ["send a"])]
+)
+def test_always_holds_for_the_rest_of_the_run(name: str, executed: list[str], story: Story) -> None:
+    assert (story[name][-1]["output"], story[name][-1]["executed"]) == ("done", executed)
 
 
-@pytest.mark.parametrize("verdict", ["approve", "reject"])
-def test_a_call_within_an_agent_that_is_a_tool(program: Program, verdict: str) -> None:
-    assert program("nested")["waiting"] == [["inner", "send", '{"what": "deep"}']]
-    assert program("nested", decide={"send": verdict})["output"] == "done"
-    assert program.log == (["send deep"] if verdict == "approve" else [])
+@pytest.mark.parametrize(("name", "executed"), [("nested, approved", ["send deep"]), ("nested, rejected", [])])
+def test_a_call_within_an_agent_that_is_a_tool(name: str, executed: list[str], story: Story) -> None:
+    first, second = story[name]
+    assert first["waiting"] == [["inner", "send", '{"what": "deep"}']]
+    assert (second["output"], second["executed"]) == ("done", executed)
 
 
-def test_a_call_after_a_handoff(program: Program) -> None:
-    assert program("handoff")["waiting"] == [["second", "send", '{"what": "b"}']]
-    done = program("handoff", decide={"send": "approve"})
-    assert (done["output"], done["last"], program.log) == ("second done", "second", ["send b"])
+def test_a_call_after_a_handoff(story: Story) -> None:
+    first, second = story["after a handoff"]
+    assert first["waiting"] == [["second", "send", '{"what": "b"}']]
+    assert (second["output"], second["last"], second["executed"]) == ("second done", "second", ["send b"])
 
 
 async def waiting(agent: Agent[Any], **options: Any) -> RunState[Any, Any]:
@@ -233,35 +234,31 @@ async def test_any_text_survives_in_the_database(clerk: Agent[Any], empty_server
     assert await store.load() is None
 
 
-WRITER = """
-import asyncio, sys
-from agents import RunState
-from pathlib import Path
-from tests.agents.library_process import build
-from timestep import RunStateStore
-async def main():
-    agent = build("twice", Path(sys.argv[2]))
-    store = RunStateStore(sys.argv[1], agent)
-    state = await store.load()
-    print("ready", flush=True)
-    while True:
-        await store.save(state)
-asyncio.run(main())
-"""
+def test_a_killed_writer_leaves_a_whole_file(clerk: Agent[Any], tmp_path: Path) -> None:
+    store = RunStateStore(tmp_path / "state.json", clerk)
+    states = [asyncio.run(waiting(clerk, context={"much": letter * 500_000})) for letter in "ab"]
+    asyncio.run(store.save(states[0]))
 
+    async def write() -> None:
+        while True:
+            for state in states:
+                await store.save(state)
 
-async def test_a_killed_writer_leaves_a_whole_file(clerk: Agent[Any], tmp_path: Path) -> None:
-    path = tmp_path / "state.json"
-    store = RunStateStore(path, clerk)
-    await store.save(await waiting(clerk, context={"much": "x" * 500_000}))
-    command = [sys.executable, "-c", WRITER, str(path), str(tmp_path / "log")]
-    for number in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        await asyncio.sleep(0.05 + 0.03 * number)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert await store.load() is not None
+    found = set()
+    for number in range(12):
+        writer = os.fork()
+        if writer == 0:
+            try:
+                asyncio.run(write())
+            finally:
+                os._exit(1)
+        time.sleep(0.1 + 0.01 * number)
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        loaded = asyncio.run(store.load())
+        assert loaded is not None and loaded._context is not None
+        found.add(loaded._context.context["much"])
+    assert found == {"a" * 500_000, "b" * 500_000}  # it wrote
 
 
 async def test_a_link_stays_one(clerk: Agent[Any], tmp_path: Path) -> None:
