@@ -101,11 +101,9 @@ class Campaign:
         return await self._count()
 
     async def _kill(self) -> None:
-        await asyncio.sleep(3)
         for _ in range(self.planned):
-            await asyncio.sleep(self.random.uniform(0.5, 6))
             (target,) = self.random.choices(list(TARGETS), list(TARGETS.values()))
-            before = await self.stack.holders()
+            before = await self._at_work()
             doomed: list[int] = []
             if "flow run" in target and before:
                 doomed = list(before.values()) if target.endswith("s") else [self.random.choice(list(before.values()))]
@@ -122,6 +120,14 @@ class Campaign:
             if target == "stack":
                 await asyncio.sleep(1)
                 await self.stack.up()
+
+    async def _at_work(self) -> dict[str, int]:
+        """Steps at work and their processes, at a random moment at which there are some; a kill of nothing shows nothing."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await asyncio.sleep(self.random.uniform(0.3, 4))
+                if held := await self.stack.holders():
+                    return held
 
     async def _feed(self) -> None:
         """Keep steps under way until the kills are over, then until the last of them has ended."""

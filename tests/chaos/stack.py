@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncpg
-import psutil
 
 from deployments.local import free_port
 from deployments.state import ServiceState, load_state
 from tests.conftest import environment
 from tests.tiny_model import tiny_model
+from timestep.agents import identity
 from timestep.settings import Settings
 
 AGENTS = Path(__file__).with_name("agents_file.py")
@@ -67,8 +67,7 @@ class Stack:
     async def holders(self) -> dict[str, int]:
         """Process ids of the flow runs that are at work now, by step."""
         rows = await self.fetch("select id, holder from steps where heartbeat_at > now() - interval '5 seconds'")
-        held = {row["id"]: int(row["holder"].rpartition(":")[2]) for row in rows if row["holder"]}
-        return {step: pid for step, pid in held.items() if psutil.pid_exists(pid)}
+        return {row["id"]: int(row["holder"].split("/")[-3]) for row in rows if identity.exists(row["holder"])}
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Rows of our database; none while it is away."""
