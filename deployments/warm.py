@@ -11,11 +11,12 @@ import signal
 import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._control_channel import ControlChannel
 from prefect.runner._flow_run_executor import FlowRunExecutionResult, FlowRunExecutorContext
@@ -25,6 +26,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from pydantic import PrivateAttr
 
 from deployments.zygote import ForkedProcess, Zygote
+from timestep.repair import WARM_WORKER, WORKER_TYPE_LABEL
 
 STOP_SECONDS = 2.5  # for a flow run to report itself crashed when its worker stops
 CANCEL_SECONDS = 4.5  # for a cancelled one to write its trace; Prefect would wait for half a minute
@@ -128,7 +130,24 @@ class WarmWorker(ProcessWorker):
 
     @classmethod
     def __dispatch_key__(cls) -> str | None:
-        return "timestep-process"  # looked up as `process`, Prefect's own is still found
+        return WARM_WORKER  # looked up as `process`, Prefect's own is still found
+
+    async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        """As Prefect's, which breaks where a run comes back before the worker is done with the process before."""
+        for entry in flow_run_response:
+            if entry.flow_run.id not in self._submitting_flow_run_ids:
+                self._release_limit_slot(entry.flow_run.id)
+        return await super()._submit_scheduled_flow_runs(flow_run_response)
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """As Prefect's, with a type of our own: the repair loop need not wait for this worker after a crash."""
+        labels: dict[str, bool | int | float | str] = {
+            WORKER_TYPE_LABEL: WARM_WORKER,
+            "prefect.worker.name": self.name,
+            "prefect.work-pool.name": self.work_pool.name,
+            "prefect.work-pool.id": str(self.work_pool.id),
+        }
+        await self.client.update_flow_run_labels(flow_run_id, labels)
 
     async def run(
         self,

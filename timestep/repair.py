@@ -46,6 +46,11 @@ QUEUE_PASSES = 3  # the sessions' queues are looked at every so many passes
 PAGE = 200  # most that Prefect's API returns at once
 REQUEST_SECONDS = 10.0
 
+# Says who has a run. Our own worker, `deployments.warm`, can start it again at once.
+WORKER_TYPE_LABEL, WARM_WORKER = "prefect.worker.type", "timestep-process"
+# Prefect's own process worker is done with a crash after about 3 s: it reports it once more, and ends itself should
+# it meet the run again before. Workers that make containers may need minutes to start one.
+STOCK_GRACE_SECONDS, STOCK_PENDING_SECONDS = 5.0, 600.0
 STARTING_SECONDS = 15.0  # from Running until a process has its lease
 PENDING_SECONDS = 30.0  # from Pending until a process runs; a false alarm starts a second one, which ends by itself
 LIVING_SECONDS = 3.0  # a process that lives this long after its run was called crashed did not crash
@@ -67,19 +72,27 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Judge:
-    """The rules, without a clock or a server. ``age`` is the seconds since the run came into its state."""
+    """The rules, without a clock or a server: crashes in a row that are too many, seconds that a worker needs."""
 
     limit: int
     grace: float
+    pending: float = PENDING_SECONDS
+
+    @classmethod
+    def of(cls, run: FlowRun, settings: Settings) -> "Judge":
+        """The rules for a run, which depend on the kind of worker that has it."""
+        if run.labels.get(WORKER_TYPE_LABEL) == WARM_WORKER:
+            return cls(settings.crash_limit, settings.crash_grace)
+        return cls(settings.crash_limit, max(settings.crash_grace, STOCK_GRACE_SECONDS), STOCK_PENDING_SECONDS)
 
     def action(self, state: StateType, age: float, standing: Standing | None) -> Action | None:
-        """What a run in this state needs now."""
+        """What a run needs that came into this state ``age`` seconds ago."""
         living = standing is not None and standing.alive
         match state:
             case StateType.RUNNING:
                 return None if living or self._may_be_starting(age, standing) else Action.CRASH
             case StateType.PENDING:
-                return None if living or age < PENDING_SECONDS else Action.RESUBMIT
+                return None if living or age < self.pending else Action.RESUBMIT
             case StateType.CANCELLING if living:
                 return Action.ASK if age > ASK_SECONDS else None
             case StateType.CANCELLING:
@@ -87,8 +100,10 @@ class Judge:
                 return Action.CANCEL if age > patience else None
             case StateType.CRASHED if living:
                 return Action.RESTORE if age > LIVING_SECONDS else None
+            case StateType.CRASHED if _crashes(standing) + 1 >= self.limit:
+                return Action.GIVE_UP
             case StateType.CRASHED if age > self.pause(standing):
-                return Action.GIVE_UP if _crashes(standing) + 1 >= self.limit else Action.REVIVE
+                return Action.REVIVE
         return None
 
     def pause(self, standing: Standing | None) -> float:
@@ -109,8 +124,7 @@ class Repair:
     """One loop's look at the runs, and what it does about them."""
 
     def __init__(self, settings: Settings, database: Database, client: PrefectClient) -> None:
-        self._judge = Judge(settings.crash_limit, settings.crash_grace)
-        self._database, self._client = database, client
+        self._settings, self._database, self._client = settings, database, client
         self._connection: asyncpg.Connection | None = None
         self._passes = 0
         self.soon = False
@@ -164,7 +178,7 @@ class Repair:
         if run.state is None:
             return None
         age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
-        return self._judge.action(run.state.type, age, standing)
+        return Judge.of(run, self._settings).action(run.state.type, age, standing)
 
     async def _act(self, connection: asyncpg.Connection, run: FlowRun, action: Action) -> bool:
         """Do it, unless another loop is about to, or the run is not any more what it was."""
@@ -204,8 +218,8 @@ class Repair:
             await connection.execute("update steps set crashes = 0 where id = $1", step_id)
 
     def _state(self, action: Action, run: FlowRun, standing: Standing | None) -> State[None]:
-        crashes, limit = _crashes(standing) + 1, self._judge.limit
-        said = (run.state and run.state.message) or "its process died"
+        crashes, limit = _crashes(standing) + 1, self._settings.crash_limit
+        said = ((run.state and run.state.message) or "Its process died.").partition(". ")[0].rstrip(".") + "."
         match action:
             case Action.CRASH:
                 return Crashed(message="The process of this run died without a word, or hangs.")

@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     crash_grace: float = Field(
         1.0,
         ge=0,
-        description="Seconds from a crash to the new start, doubled with each further one. Where Prefect's own process "
-        "workers serve the pool, 5 saves a vain start: they report a crash twice, three seconds apart.",
+        description="Seconds from a crash to the new start, doubled with each further one; at least 5 for runs of "
+        "workers that are not ours.",
     )
     toolchain: Path | None = Field(None, description="Folder of the built llama.cpp tools; default: under the home.")
     toolchain_source: str = Field(
