@@ -185,6 +185,19 @@ def approved_below(log: Path) -> Agent[Any]:
     return agent(log, "outer", calls, tools=[inner.as_tool("ask_inner", "Ask.")])
 
 
+def approved_live(log: Path) -> Agent[Any]:
+    """An agent as a tool whose events are listened to, with a call that needs an approval."""
+    pay = remember(log, name_override="pay", needs_approval=True)
+    plan: Plan = [[("remember", {"text": "1"})], [("pay", {"text": "2"})], "inner done"]
+    inner = agent(log, "inner", plan, tools=[pay, remember(log)])
+
+    async def on_stream(event: Any) -> None:
+        return
+
+    tool = inner.as_tool("ask_inner", "Ask.", on_stream=on_stream)
+    return agent(log, "outer", [[("ask_inner", {"input": "x"})], "done"], tools=[tool])
+
+
 ALL: list[Callable[[Path], Agent[Any]]] = [
     parallel,
     nested,
@@ -196,6 +209,7 @@ ALL: list[Callable[[Path], Agent[Any]]] = [
     structured,
     approved,
     approved_below,
+    approved_live,
 ]
 YES = {
     "pay": Decision(verdict=Verdict.APPROVE),
