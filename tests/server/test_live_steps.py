@@ -50,6 +50,7 @@ async def test_a_step_that_fails_says_so_to_its_watchers(service: Service, steps
         events = [event async for event in listen(response)]
     assert events[-1].type == "step.finished" and events[-1].data["status"] == "failed"
     assert "No agent 'nobody'" in events[-1].data["error"]
+    await steps.finished(run)  # Prefect knows it a moment later
     seen = httpx.get(f"{service.api}/steps/{run.id}").json()
     assert seen["status"] == "failed" and seen["error"] == events[-1].data["error"]
 
