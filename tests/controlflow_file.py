@@ -19,10 +19,13 @@ DYING = Path(__file__).with_name("dying")  # holds what a process dies in, and h
 class Planned(PlannedModel):
     """A planned model that calls the present task's tools as ``succeed`` and ``fail``."""
 
-    def __init__(self, plan: Plan, seconds: float = 0.0) -> None:
-        super().__init__(plan, LOG, seconds)
+    def __init__(self, plan: Plan, after: str | None = None) -> None:
+        super().__init__(plan, LOG)
+        self.after = after  # a line of the log that it waits for
 
     async def get_response(self, *given: Any, tools: Any = (), **named: Any) -> ModelResponse:
+        while self.after is not None and not (LOG.exists() and self.after in LOG.read_text()):
+            await asyncio.sleep(0.01)
         names = [named.pop(name) for name in ("system_instructions", "input", "model_settings") if name in named]
         response = await super().get_response(*given, *names, **named)
         for call in response.output:
@@ -129,10 +132,10 @@ roof = controlflow.Task("Put a roof on it.", name="roof", result_type=Literal["f
 roof.agents = [controlflow.Agent(name="roofer", model=Planned([call("succeed", result=1)]))]
 
 
-def worker(name: str, result: Any, seconds: float = 0.0) -> controlflow.Agent:
+def worker(name: str, result: Any, after: str | None = None) -> controlflow.Agent:
     """An agent that notes its name, then succeeds."""
     plan: Plan = [call("note", text=name), call("succeed", result=result)]
-    return controlflow.Agent(name=name, tools=[note], model=Planned(plan, seconds))
+    return controlflow.Agent(name=name, tools=[note], model=Planned(plan, after))
 
 
 @controlflow.flow
@@ -149,7 +152,7 @@ def report(topic: str, pages: int = 1) -> str:
 async def both(topic: str) -> list[str]:
     """An asynchronous flow with two tasks at the same time; the one that starts later ends first."""
     found = await asyncio.gather(
-        controlflow.run_async("Do it.", context={"n": 1}, agents=[worker("first", "a", 0.3)]),
+        controlflow.run_async("Do it.", context={"n": 1}, agents=[worker("first", "a", "model 1")]),
         controlflow.run_async("Do it.", context={"n": 2}, agents=[worker("second", "b")]),
     )
     return list(found)
