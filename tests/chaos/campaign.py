@@ -122,7 +122,7 @@ class Campaign:
                 await self.stack.up()
 
     async def _at_work(self) -> dict[str, int]:
-        """Steps at work and their processes, at a random moment when there are some: a kill of nothing shows nothing."""
+        """Steps at work and their processes, at a random moment: a kill while there are none would show nothing."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 await asyncio.sleep(self.random.uniform(0.3, 4))
