@@ -332,6 +332,7 @@ from tests.controlflow_file import Planned, call
 
 def scripted(agent, *turns):
     vars(agent)["model"] = Planned(list(turns))
+    agent.model.log = None
 
 scripted(estimator, call("price", item="desk", count=2), call("delegate_to_agent", agent_id=writer.id, message="480"))
 scripted(writer, call("succeed", result="Two desks for 480 euros."))
