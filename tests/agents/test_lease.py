@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -210,3 +211,15 @@ async def test_a_stopped_process_that_goes_on_is_fenced(
     connection = await database.connect()
     assert await connection.fetchval("select result::text from units") == "2"
     await connection.close()
+
+
+async def test_its_process_hears_that_it_is_cancelled(database: Database) -> None:
+    lease, told = await Lease.acquire(database, "s"), threading.Event()
+    lease.on_cancel = told.set
+    connection = await database.connect()
+    await lease_module.ask_to_cancel(connection, "another")
+    assert not await asyncio.to_thread(told.wait, 0.5)
+    await lease_module.ask_to_cancel(connection, "s")
+    assert await asyncio.to_thread(told.wait, 5)
+    await connection.close()
+    await lease.close()

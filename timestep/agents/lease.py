@@ -275,11 +275,10 @@ class Lease:
     async def _connect(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._locked = False
-            self._connection = await self._database.connect(
-                command_timeout=5,
-                timeout=5,
-                server_settings={"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5"},
-            )
+            # So that the server lets go of the lock soon where this machine is gone.
+            keepalive = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+            self._connection = await self._database.connect(command_timeout=5, timeout=5, server_settings=keepalive)
+            await self._connection.add_listener(_CHANNEL, self._told)
         return self._connection
 
     def _told(self, _connection: Any, _pid: int, _channel: str, step_id: str) -> None:
