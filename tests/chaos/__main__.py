@@ -16,6 +16,6 @@ async def main(kills: int, seed: int) -> Counts:
 if __name__ == "__main__":
     arguments = [int(argument) for argument in sys.argv[1:]]
     counts = asyncio.run(main(*(arguments + [40, 1][len(arguments) :])))
-    print(counts.table())
+    print(counts.table(), *counts.lost, sep="\n")
     bad = counts.lost, counts.model_calls_repeated, counts.tool_calls_repeated, counts.once_run_again
     sys.exit(any(bad))

@@ -86,7 +86,7 @@ class Campaign:
         self.random = random.Random(seed)
         self.kills: list[Kill] = []
         self.steps: dict[str, str] = {}  # id -> tag
-        self.ended: dict[str, str] = {}  # id -> its final state's type
+        self.ended: dict[str, str] = {}  # id -> its final state
         self.settled: set[str] = set()
         self.over = asyncio.Event()
 
@@ -145,7 +145,7 @@ class Campaign:
                         for step in set(self.steps) - set(self.ended):
                             state = (await client.read_flow_run(UUID(step))).state
                             if state is not None and state.is_final() and not state.is_crashed():
-                                self.ended[step] = state.type.value
+                                self.ended[step] = f"{state.name}: {state.message}"
                         await self._settle()
                         await asyncio.sleep(0.3)
             await asyncio.sleep(0.5)
@@ -163,7 +163,8 @@ class Campaign:
 
     async def _count(self) -> Counts:
         counts = Counts(Counter(kill.target for kill in self.kills), steps=len(self.steps), asked=len(self.settled))
-        counts.lost = [step for step in self.steps if self.ended.get(step) != "COMPLETED"]
+        ends = {step: self.ended.get(step, "Never ended") for step in self.steps}
+        counts.lost = [f"{step} {end}" for step, end in ends.items() if not end.startswith("Completed")]
         rows = await self.stack.fetch("select step_id, position, kind, finished_at from units")
         finished = {(row["step_id"], row["position"]): row["finished_at"] for row in rows}
         counts.model_calls = sum(row["kind"] == "model-call" for row in rows if row["step_id"] in self.steps)

@@ -101,4 +101,5 @@ async def running_stack() -> AsyncIterator[Stack]:
         yield stack
     finally:
         await asyncio.to_thread(stack.timestep, "down")
-        shutil.rmtree(folder, ignore_errors=True)
+        if not os.environ.get("CHAOS_KEEP"):
+            shutil.rmtree(folder, ignore_errors=True)
