@@ -1,5 +1,6 @@
 """Agents of the test service; they log each real call to ``calls.log`` beside this file's copy."""
 
+import asyncio
 import os
 import signal
 import time
@@ -93,6 +94,42 @@ pair = Agent(
     model=PlannedModel([[("delete", {"path": "x"}), ("ask_user", {"question": "Which colour?"})], "painted"], LOG),
 )
 payer = Agent(name="payer", tools=[pay], model=PlannedModel([[("pay", {"amount": 5})], "settled"], LOG))
+
+GATE = Path(__file__).with_name("gate")
+
+
+@function_tool
+def blocked() -> str:
+    """Hold on to a thread until the gate is there."""
+    append(LOG, "tool blocked")
+    while not GATE.exists():
+        time.sleep(0.02)
+    return "opened"
+
+
+@function_tool
+async def idle() -> str:
+    """Wait for ever."""
+    append(LOG, "tool idle")
+    await asyncio.Event().wait()
+    return "never"
+
+
+@function_tool
+def die() -> str:
+    """Die in the middle, every time."""
+    append(LOG, "tool die")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "never"
+
+
+blocker = Agent(
+    name="blocker",
+    tools=[remember, blocked],
+    model=PlannedModel([[("remember", {"text": "before"})], [("blocked", {})], "passed"], LOG),
+)
+idler = Agent(name="idler", tools=[idle], model=PlannedModel([[("idle", {})], "never"], LOG))
+mortal = Agent(name="mortal", tools=[die], model=PlannedModel([[("die", {})], "never"], LOG))
 
 # Two agents on one tiny local model: what one learns, the other must not.
 TINY = str(Path(__file__).with_name("tiny.gguf"))

@@ -91,7 +91,9 @@ def conversation(number: int) -> dict[str, Any]:
 def environment() -> dict[str, str]:
     """The environment of a child: the checkout importable, the toolchain shared, nobody's own settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TIMESTEP_", "PREFECT_"))}
-    return kept | {"TIMESTEP_TOOLCHAIN": str(toolchain_dir()), "PYTHONPATH": str(ROOT)}
+    # Fewer crashes than by default, so that what crashes for ever is done with soon.
+    own = {"TIMESTEP_TOOLCHAIN": str(toolchain_dir()), "TIMESTEP_CRASH_LIMIT": "3"}
+    return kept | own | {"PYTHONPATH": str(ROOT)}
 
 
 def toolchain_dir() -> Path:

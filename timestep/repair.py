@@ -54,7 +54,7 @@ STOCK_GRACE_SECONDS, STOCK_PENDING_SECONDS = 5.0, 600.0
 STARTING_SECONDS = 15.0  # from Running until a process has its lease
 PENDING_SECONDS = 30.0  # from Pending until a process runs; a false alarm starts a second one, which ends by itself
 LIVING_SECONDS = 3.0  # a process that lives this long after its run was called crashed did not crash
-CANCEL_SECONDS = 3.0  # until a cancelled run whose process is gone is said to be cancelled
+CANCEL_SECONDS = 4.0  # until a cancelled run whose process is gone is said to be cancelled, by its worker first
 ASK_SECONDS = 1.0  # until a cancelled run's process is told so, should its worker not have done it
 
 

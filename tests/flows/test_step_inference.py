@@ -2,12 +2,8 @@
 
 import asyncio
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from storage.store import ObjectStore
 from storage.traces import TraceStore
@@ -62,24 +58,6 @@ async def test_agents_as_tools_and_circular_handoffs_are_durable_too(service: Se
     assert "manager/0/0/specialist/0/0" in await units(service, run.id)
     _, output = await steps.run(input="go", agent="sender")
     assert output.output == "received"
-
-
-async def test_killed_step_is_started_again_and_repeats_no_finished_unit(service: Service, steps: Steps) -> None:
-    service.clear_calls()
-    run = await steps.start(input="go", agent="sleeper")
-    async with asyncio.timeout(60):
-        while "tool slow" not in service.calls:
-            await asyncio.sleep(0.1)
-    log = service.agents.with_name("calls.log")
-    pid = int(log.read_text().splitlines()[-1].rsplit(" ", 1)[1])
-    os.kill(pid, signal.SIGKILL)
-    # Nobody does anything: the service starts it again, as the same flow run.
-    done = await steps.finished(run, 120)
-    assert done.run_count == 2
-    assert (await steps.output(done)).output == "awake"
-    counts = {line: service.calls.count(line) for line in service.calls}
-    assert counts == {"model 0": 1, "tool before": 1, "model 1": 1, "tool slow": 2, "model 2": 1}
-    assert not psutil.pid_exists(pid)
 
 
 async def test_failing_tool_is_an_answer_for_the_model(steps: Steps) -> None:
