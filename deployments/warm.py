@@ -158,7 +158,8 @@ class WarmWorker(ProcessWorker):
         """Run one flow run to its end; ``task_status`` gets its process id."""
         installed = isinstance(configuration, WarmJobConfiguration) and configuration._installed
         if not installed or not await self._zygote.is_usable():
-            return await super().run(flow_run, configuration, task_status)
+            started = await super().run(flow_run, configuration, task_status)
+            return ProcessWorkerResult(status_code=0, identifier=started.identifier)  # why: below
         with contextlib.ExitStack() as stack:
             cwd = configuration.working_dir or stack.enter_context(tempfile.TemporaryDirectory(suffix="prefect"))
             result = await self._run_forked(flow_run, configuration, Path(cwd), task_status)

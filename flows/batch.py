@@ -17,7 +17,7 @@ from prefect.states import Cancelling
 from pydantic import BaseModel
 
 from flows.step import step
-from flows.support import Services, shown
+from flows.support import Services, hold, shown
 from storage.store import ObjectStore
 from timestep import runs
 from timestep.agents.lease import Lease
@@ -52,10 +52,11 @@ async def batch(
     output: Annotated[str | None, shown("Output", "Path to write the results to, beside the stored object.")] = None,
 ) -> BatchOutput:
     """Run a batch of steps; a bad line fails that line only."""
-    services = Services.open()
-    store = services.store
     batch_id = str(flow_run.get_id())
-    lease = await Lease.acquire(services.database, batch_id)
+    lease = await hold(batch_id)
+    services = Services.open()
+    assert lease is not None, "services have a database"
+    store = services.store
     _check_writable(output)
     # Not splitlines: JSON strings may hold other separators. Blank lines count, so that numbers are the file's.
     text = await _read(store, inputs)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.support import Services, publish, shown
+from flows.support import Services, hold, publish, shown
 from flows.waiting import People, suspend_until_turn
 from timestep.agents import report
 from timestep.agents.attempt import Attempt
@@ -43,8 +43,9 @@ async def step(
     training: Annotated[TrainingSettings, shown("Training", "Used in training mode.")] = LEARNING,
 ) -> StepOutput:
     """Run one agent step; see the parameters' titles and descriptions."""
-    services = Services.open()
     step_id = str(flow_run.get_id())
+    await hold(step_id)
+    services = Services.open()
     async with Attempt.begin(services.database, services.store, step_id) as attempt:
         attempt.events.publish("step.started", attempt=attempt.lease.attempt)
         try:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from storage.references import Reference
 from storage.store import ObjectStore
+from timestep.agents.lease import Lease
 from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.agents.types import StepOutput
 from timestep.database.engine import Database
@@ -24,6 +25,15 @@ def shown(title: str, description: str, **bounds: Any) -> Any:
     in ``json_schema_extra`` is merged into the schema last, and wins.
     """
     return Field(json_schema_extra={"title": title, "description": description}, **bounds)
+
+
+async def hold(run_id: str) -> Lease | None:
+    """Take the flow run's lease: first of all, since what a flow imports may take longer than a start is given.
+
+    None where the settings name no database.
+    """
+    settings = load_settings()
+    return None if settings.database_url is None else await Lease.acquire(Database(settings.database_url), run_id)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ was superseded records nothing, and ends.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -21,7 +20,6 @@ from timestep.agents.lease import AWAY, PATIENCE, Lease
 from timestep.agents.waiting import Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, ServiceUnavailableError, TimestepError, UnitChangedError
-from timestep.settings import Settings
 
 LARGE = 256 << 10  # characters of JSON above which a result is an object in storage
 RETRY_SECONDS = 0.2
@@ -340,20 +338,6 @@ class DatabaseLedger:
             # What was under way may still be: another use of this connection would be refused.
             self._connection.terminate()
             raise
-
-
-@asynccontextmanager
-async def open_ledger(settings: Settings, store: ObjectStore, step_id: str) -> AsyncIterator[Ledger]:
-    """The ledger of a step that this process is to run, its lease taken; in memory where there is no database."""
-    if settings.database_url is None:
-        yield MemoryLedger(step_id)
-        return
-    database = Database(settings.database_url)
-    ledger = await DatabaseLedger.open(database, await Lease.acquire(database, step_id), store)
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
 
 
 def _json(value: Any) -> str | None:
