@@ -83,7 +83,9 @@ class Judge:
         """The rules for a run, which depend on the kind of worker that has it."""
         if run.labels.get(WORKER_TYPE_LABEL) == WARM_WORKER:
             return cls(settings.crash_limit, settings.crash_grace)
-        return cls(settings.crash_limit, max(settings.crash_grace, STOCK_GRACE_SECONDS), STOCK_PENDING_SECONDS)
+        # Without a label, a worker took the run and died before it began to submit it.
+        pending = STOCK_PENDING_SECONDS if WORKER_TYPE_LABEL in run.labels else PENDING_SECONDS
+        return cls(settings.crash_limit, max(settings.crash_grace, STOCK_GRACE_SECONDS), pending)
 
     def action(self, state: StateType, age: float, standing: Standing | None) -> Action | None:
         """What a run needs that came into this state ``age`` seconds ago."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from timestep.agents import units
 from timestep.agents.ledger import Begin, MemoryLedger
 from timestep.agents.units import fingerprint, unit
 
@@ -73,3 +74,36 @@ def test_fingerprint_holds_no_address_of_a_live_object() -> None:
     one, two = (Item(at=datetime(2026, 1, day, tzinfo=UTC)) for day in (1, 2))
     assert fingerprint(one) != fingerprint(two)
     assert fingerprint("\ud800") != fingerprint("\ud801")
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Prefect's task engine in front of the work, or behind it, fails as it does while its server is away."""
+    when: list[str] = []
+
+    async def engine(name: str) -> None:
+        moment = when.pop(0) if when else ""
+        if moment == "before":
+            raise ConnectionError("Unable to acquire concurrency slots")
+        await units._execute(name)
+        if moment == "after":
+            raise ConnectionError("The end can't be told")
+
+    monkeypatch.setitem(units._tasks, "tool-call", engine)
+    monkeypatch.setattr(units.FlowRunContext, "get", lambda: object())
+    return when
+
+
+@pytest.mark.parametrize("when", [["before", "before"], ["after"], ["before", "after"]])
+async def test_a_prefect_that_is_away_fails_no_unit_and_repeats_none(refusing: list[str], when: list[str]) -> None:
+    refusing[:] = when
+    ledger, call = MemoryLedger(), Counter()
+    assert await unit(ledger, BEGIN, call) == 1
+    assert call.count == 1
+
+
+async def test_the_error_of_a_call_is_the_error_of_its_unit(refusing: list[str]) -> None:
+    call = Counter(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await unit(MemoryLedger(), BEGIN, call)
+    assert call.count == 1

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from timestep.agents.ledger import Begin, Ledger
 
 Call = Callable[[], Awaitable[Any]]
+PATIENCE = 120.0  # seconds that a unit which has not begun waits for Prefect
 KINDS = ("model-call", "tool-call", "epoch", "training")
 
 # The live part of a unit travels beside Prefect's parameters, which would be visited and hashed.
@@ -68,12 +69,35 @@ async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
     if FlowRunContext.get() is None:
         await work()
     else:
-        token = _work.set(work)
+        await _shown(begin, work, results)
+    return results[0]
+
+
+async def _shown(begin: Begin, work: Callable[[], Awaitable[None]], results: list[Any]) -> None:
+    """Do the work within a Prefect task. A Prefect that can't show it now neither fails it nor has it done twice."""
+    loop = asyncio.get_running_loop()
+    deadline, begun = loop.time() + PATIENCE, False
+
+    async def noted() -> None:
+        nonlocal begun
+        begun = True
+        await work()
+
+    while True:
+        token = _work.set(noted)
         try:
             await _tasks[begin.kind](name=begin.name)
+        except Exception:
+            if results:  # done and recorded: only the task's end could not be told
+                return
+            # Before the work there is the slot of a concurrency limit to be had, and the server may be away.
+            if begun or loop.time() > deadline:
+                raise
+            await asyncio.sleep(1)
+        else:
+            return
         finally:
             _work.reset(token)
-    return results[0]
 
 
 async def _execute(name: str) -> None:
