@@ -1,7 +1,8 @@
 """Agents of the fault injection: every call, real or repeated, leaves a line in ``calls.jsonl`` as it begins and ends.
 
-A step's input is its tag. Its plan: a note; two notes at once; a payment, which is declared ``once``; a last word:
-four model calls and four tool calls.
+A step's input is its tag. ``chaotic``: a note; two notes at once; a payment, which is declared ``once``; a last word.
+``careful``: a note; two deletions that a person has to approve; a note; a last word. Four model calls and four tool
+calls each.
 """
 
 import asyncio
@@ -91,6 +92,6 @@ chaotic = Agent(
 careful = Agent(
     name="careful",
     tools=[note, delete],
-    model=Planned("careful", [[("note", {})], [("delete", {}), ("delete", {})], "all done"]),
+    model=Planned("careful", [[("note", {})], [("delete", {}), ("delete", {})], [("note", {})], "all done"]),
 )
 pupil = Agent(name="pupil", instructions="Answer.", model=str(Path(__file__).with_name("tiny.gguf")))

@@ -25,7 +25,11 @@ from timestep.errors import TimestepError
 
 # What is killed, and how often relative to the others.
 TARGETS = {"flow run": 5, "worker": 3, "worker and flow runs": 2, "prefect-server": 3, "postgres": 3, "stack": 2}
+STOPS = 10  # after every so many kills a flow run's process is stopped, and goes on once another took over
+AGENTS = ("chaotic", "chaotic", "careful")  # in turn
 AT_WORK = 4  # steps that are under way at any time
+THINKING = 3  # seconds until the person who approves does so
+ONCE = ("chaotic/2/0", "careful/1/0", "careful/1/1")  # calls that must not run again by themselves
 PATIENCE = 240.0  # seconds after the last kill until a step that hasn't ended is lost
 
 
@@ -53,6 +57,9 @@ class Counts:
     cut_run_again: int = 0
     once_run_again: int = 0
     asked: int = 0
+    approved: int = 0
+    stopped: int = 0
+    unfenced: int = 0
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def table(self) -> str:
@@ -67,8 +74,11 @@ class Counts:
             ("completed model calls repeated", str(self.model_calls_repeated)),
             ("completed tool calls repeated", str(self.tool_calls_repeated)),
             ("calls cut in the middle that ran again", str(self.cut_run_again)),
-            ("…of which of `once` tools, without a person", str(self.once_run_again)),
-            ("`once` calls cut, a person asked", str(self.asked)),
+            ("…of which `once` or approved, without a person", str(self.once_run_again)),
+            ("`once` or approved calls cut, a person asked", str(self.asked)),
+            ("calls approved by a person", str(self.approved)),
+            ("processes stopped, superseded, continued", str(self.stopped)),
+            ("…calls that those still began", str(self.unfenced)),
             ("kill to resumed, median", f"{statistics.median(every):.1f} s of {len(every)}" if every else "none"),
         ]
         rows += [
@@ -87,12 +97,14 @@ class Campaign:
         self.kills: list[Kill] = []
         self.steps: dict[str, str] = {}  # id -> tag
         self.ended: dict[str, str] = {}  # id -> its final state
-        self.settled: set[str] = set()
+        self.settled: Counter[str] = Counter()
+        self.continued: dict[int, float] = {}  # process id -> when it went on
         self.over = asyncio.Event()
 
     async def run(self) -> Counts:
         """Kill, let everything come to its end, count."""
         feeding = asyncio.create_task(self._feed())
+        await self._stop_one()
         await self._kill()
         self.over.set()
         await self.stack.up()
@@ -101,7 +113,7 @@ class Campaign:
         return await self._count()
 
     async def _kill(self) -> None:
-        for _ in range(self.planned):
+        for number in range(1, self.planned + 1):
             (target,) = self.random.choices(list(TARGETS), list(TARGETS.values()))
             before = await self._at_work()
             doomed: list[int] = []
@@ -120,6 +132,23 @@ class Campaign:
             if target == "stack":
                 await asyncio.sleep(1)
                 await self.stack.up()
+            if number % STOPS == 0:
+                await self._stop_one()
+
+    async def _stop_one(self) -> None:
+        """SIGSTOP a flow run's process, let another take its step over, and let the first go on."""
+        step, pid = self.random.choice(list((await self._at_work()).items()))
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+        print(f"      process {pid} stopped", flush=True)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while (await self.stack.holders()).get(step, pid) == pid and step not in self.ended:
+                    await asyncio.sleep(0.5)
+        finally:
+            self.continued[pid] = time.time()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     async def _at_work(self) -> dict[str, int]:
         """Steps at work and their processes, at a random moment: a kill while there are none would show nothing."""
@@ -138,7 +167,8 @@ class Campaign:
                     while not self.over.is_set() or len(self.ended) < len(self.steps):
                         if not self.over.is_set() and len(self.steps) - len(self.ended) < AT_WORK:
                             # The key makes a start whose answer was lost the same step when it is sent again.
-                            parameters = {"input": f"step-{number}", "agent": "chaotic"}
+                            agent = AGENTS[number % len(AGENTS)]
+                            parameters = {"input": f"step-{number}", "agent": agent}
                             run = await runs.start(client, "step/step", parameters, idempotency_key=f"chaos-{number}")
                             self.steps[str(run.id)] = f"step-{number}"
                             number += 1
@@ -151,18 +181,22 @@ class Campaign:
             await asyncio.sleep(0.5)
 
     async def _settle(self) -> None:
-        """Be the person who says what came of a payment that was cut."""
-        waiting = await self.stack.fetch("select step_id, position from approvals where status = 'pending'")
-        for row in waiting:
-            body = {"decisions": [{"call": row["position"], "verdict": "result", "text": "settled by a person"}]}
+        """Be the person who approves, after a while, and says what came of a call that was cut."""
+        query = "select step_id, position, kind, extract(epoch from now() - created_at) as age from approvals"
+        for row in await self.stack.fetch(f"{query} where status = 'pending'"):
+            if row["age"] < THINKING:
+                continue
+            verdict = "approve" if row["kind"] == "approval" else "result"
+            body = {"decisions": [{"call": row["position"], "verdict": verdict, "text": "a person says so"}]}
             url = f"http://127.0.0.1:{self.stack.settings.port}/v1/steps/{row['step_id']}/approvals"
             async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
                 answer = await client.post(url, json=body)
-            if answer.is_success:
-                self.settled.add(row["step_id"])
+            self.settled[row["kind"]] += answer.is_success
 
     async def _count(self) -> Counts:
-        counts = Counts(Counter(kill.target for kill in self.kills), steps=len(self.steps), asked=len(self.settled))
+        counts = Counts(Counter(kill.target for kill in self.kills), steps=len(self.steps))
+        counts.asked, counts.approved = self.settled["cut"], self.settled["approval"]
+        counts.stopped = len(self.continued)
         ends = {step: self.ended.get(step, "Never ended") for step in self.steps}
         counts.lost = [f"{step} {end}" for step, end in ends.items() if not end.startswith("Completed")]
         rows = await self.stack.fetch("select step_id, position, kind, finished_at from units")
@@ -174,6 +208,7 @@ class Campaign:
             line = json.loads(text)
             if line["moment"] == "begun":
                 begun.setdefault((line["tag"], line["call"]), []).append(line["at"])
+                counts.unfenced += line["at"] > self.continued.get(line["pid"], float("inf"))
         for step, tag in self.steps.items():
             for call in (call for of, call in begun if of == tag):
                 times, end = begun[tag, call], finished.get((step, call))
@@ -183,7 +218,7 @@ class Campaign:
                 else:
                     counts.tool_calls_repeated += again
                 counts.cut_run_again += len(times) - 1 - again
-                counts.once_run_again += len(times) - 1 if call == "chaotic/2/0" else 0
+                counts.once_run_again += len(times) - 1 if call in ONCE else 0
         await self._measure(counts)
         return counts
 

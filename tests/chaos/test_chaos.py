@@ -15,8 +15,8 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 
 from tests.chaos.campaign import Campaign
+from tests.chaos.learning import Learning
 from tests.chaos.stack import Stack, running_stack
-from tests.conftest import conversation
 from timestep import runs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -78,6 +78,7 @@ async def test_killed_at_random_points_nothing_is_lost_and_nothing_finished_is_r
     assert counts.steps >= 4
     assert counts.lost == []
     assert (counts.model_calls, counts.tool_calls) == (4 * counts.steps, 4 * counts.steps)
+    assert counts.unfenced == 0
     assert counts.model_calls_repeated == counts.tool_calls_repeated == counts.once_run_again == 0
 
 
@@ -138,24 +139,10 @@ async def ended_or_waits(stack: Stack, step: str) -> bool:
 @pytest.mark.timeout(400)
 async def test_training_goes_on_from_the_last_finished_epoch(stack: Stack) -> None:
     await stack.up()
-    dataset = stack.settings.home / "dataset.jsonl"
-    dataset.write_text("".join(f"{json.dumps(conversation(n))}\n" for n in range(24)))
-    training = {"dataset": str(dataset), "epochs": 3, "context_length": 256, "promote": "always"}
-    step = await start(stack, agent="pupil", mode="training", training=training)
-
-    async def epochs() -> dict[str, Any]:
-        rows = await stack.fetch(
-            "select position, attempt, finished_at from units where step_id = $1 and kind = 'epoch'", step
-        )
-        return {row["position"]: row["attempt"] for row in rows if row["finished_at"] is not None}
-
-    first = await until(epochs, 200)
-    pid = (await stack.holders())[step]
-    os.kill(pid, signal.SIGKILL)
-    run = await ended(stack, step, 200)
-    assert run.state is not None
-    assert run.state.is_completed(), run.state
-    after = await epochs()
-    assert len(after) == 3
-    assert {position: after[position] for position in first} == first  # recorded by the attempt that was killed
-    assert len(set(after.values())) == 2
+    learning = Learning(stack, ("flow run",))
+    state = await learning.run()
+    assert state is not None
+    assert state.is_completed(), state
+    epochs = await learning.epochs()
+    assert len(epochs) == await learning.trained() == 2
+    assert len(set(epochs.values())) == 2, "the second by another attempt"
