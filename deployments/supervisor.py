@@ -22,7 +22,7 @@ Report = Callable[[str], None]
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: a child that says a restart can't help
 BACKOFF_FIRST, BACKOFF_MOST = 0.5, 30.0  # seconds before a restart, doubled each time
-STEADY_SECONDS = 60.0  # having run this long, a child is forgiven its earlier restarts
+STEADY_SECONDS = 15.0  # having run this long, which is past its start, a child is forgiven its earlier restarts
 START_ATTEMPTS = 3  # exits before the first readiness that make the whole start fail
 LOG_LIMIT = 20 << 20  # bytes; a longer log is kept once under another name when its child starts
 
