@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from agents import Agent, RunConfig, RunResult, RunResultStreaming, RunState
+from agents import Agent, RunConfig, RunResult, RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 from agents.run_config import _coerce_run_config
 
@@ -19,13 +19,13 @@ class DurableRunner(AgentRunner):
         here = scope.get()
         if here is None:
             return await super().run(starting_agent, input, **kwargs)
-        return await self.run_as(here.start(isinstance(input, RunState)), starting_agent, input, **kwargs)
+        return await self.run_as(here.start(starting_agent, input), starting_agent, input, **kwargs)
 
     def run_streamed(self, starting_agent: Agent[Any], input: Any, **kwargs: Any) -> RunResultStreaming:
         here = scope.get()
         if here is None:
             return super().run_streamed(starting_agent, input, **kwargs)
-        run = here.start(isinstance(input, RunState))
+        run = here.start(starting_agent, input)
         # The run goes on in a task that keeps the context it is started in.
         with run.entered():
             return super().run_streamed(self._clone(run, starting_agent, kwargs), input, **kwargs)

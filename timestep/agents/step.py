@@ -4,20 +4,22 @@ A unit's position is the path of runs above it, the agent, the count of model ca
 index of its call within the model's response: never the order of arrival, so that parallel calls keep theirs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from agents import Agent, Model, ModelRetrySettings, ModelSettings, RunConfig
+from agents import Agent, Model, ModelRetrySettings, ModelSettings, RunConfig, RunState
 
 from timestep.agents.events import Events, NoEvents
 from timestep.agents.ledger import Ledger, MemoryLedger
 from timestep.agents.retries import DEFAULT_RETRY
 from timestep.agents.types import InferenceSettings, Usage
+from timestep.agents.units import fingerprint
 from timestep.agents.waiting import Decide, Decision, Kind, PendingCall
-from timestep.errors import TimestepError
+from timestep.errors import TimestepError, UsageError
 
 if TYPE_CHECKING:
     from timestep.agents.graph import Graph
@@ -149,6 +151,10 @@ class Run:
     unattended: set[str] = field(default_factory=set)  # ids of calls that a tool's policy let pass without approval
     graph: "Graph | None" = None
 
+    def __post_init__(self) -> None:
+        # One for the whole run: it is entered again after people have decided, and must not count anew then.
+        self.hooks = Scope(self.step, f"{self.path}hook/")
+
     def at(self, agent: str, turn: int) -> str:
         """Position of a model call of that agent."""
         return f"{self.path}{part(agent)}/{turn}"
@@ -168,7 +174,7 @@ class Run:
         """Within, model and tool calls belong to this run; runs that hooks start are below it."""
         token = current.set(self)
         try:
-            with Scope(self.step, f"{self.path}hook/").entered():
+            with self.hooks.entered():
                 yield
         finally:
             current.reset(token)
@@ -176,20 +182,44 @@ class Run:
 
 @dataclass
 class Scope:
-    """A place within a step where runs may start: the first of them has the scope's own path."""
+    """A place within a step where runs may start.
+
+    A run there goes by its agent and what it is asked: several may start at the same time, and which comes first is
+    chance. Only those that are equal are counted. ``plain`` is the place of an agent as a tool, whose run is the only
+    one and has the place's own path.
+    """
 
     step: DurableStep
     path: str
-    runs: int = 0
+    plain: bool = False
+    runs: Counter[str] = field(default_factory=Counter)
 
-    def start(self, resumed: bool) -> Run:
-        """The next run here; where it is ``resumed``, the one that stopped at this place before."""
-        self.runs += 1
-        path = self.path if self.runs == 1 else f"{self.path}#{self.runs}/"
-        if not (resumed and path in self.step.runs):
-            above = current.get()
-            self.step.runs[path] = Run(self.step, path, limits=above.limits if above else Limits())
+    def start(self, agent: Agent[Any], input: Any) -> Run:
+        """The run of that agent on that input; of a RunState, the run that it is the state of.
+
+        Raises:
+            Stop: a state of no run of this step.
+        """
+        if isinstance(input, RunState):
+            return self._stopped(agent, input)
+        key = "" if self.plain else f"#{fingerprint([agent.name, input])[:12]}/"
+        self.runs[key] += 1
+        path = f"{self.path}{key}" if self.runs[key] == 1 else f"{self.path}{key}#{self.runs[key]}/"
+        above = current.get()
+        self.step.runs[path] = Run(self.step, path, limits=above.limits if above else Limits())
         return self.step.runs[path]
+
+    def _stopped(self, agent: Agent[Any], state: RunState[Any]) -> Run:
+        """The run that came to this state. Its clones are in it: with other agents the calls would go unrecorded."""
+        for run in self.step.runs.values():
+            if run.graph is not None and run.graph.holds(state._current_agent):
+                return run
+        raise Stop(
+            UsageError(
+                f"A run of agent '{agent.name}' can't go on in step '{self.step.step_id}' from a state of elsewhere, "
+                "or one that was JSON in between: its calls are not on record. Go on from 'result.to_state()' itself."
+            )
+        )
 
     @contextmanager
     def entered(self) -> Iterator[None]:

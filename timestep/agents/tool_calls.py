@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from agents import FunctionTool
@@ -223,7 +224,8 @@ class ToolCall:
         step.events.publish("call.started", self.position, kind=KIND, name=self.tool.name, attempt=step.attempt)
         # An agent's calls end by themselves, and may wait for people.
         seconds = None if self.tool._is_agent_tool else step.policy.tool_timeout
-        tries = ToolTries(self.tool, self.context, self.arguments, lambda: Scope(step, f"{self.position}/"), seconds)
+        place = partial(Scope, step, f"{self.position}/", plain=self.tool._is_agent_tool)
+        tries = ToolTries(self.tool, self.context, self.arguments, place, seconds)
         with keyed(idempotency_key(step.step_id, self.position)):
             output = await tries.output()
         if self._is_interrupted():
