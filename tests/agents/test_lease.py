@@ -223,3 +223,16 @@ async def test_its_process_hears_that_it_is_cancelled(database: Database) -> Non
     assert await asyncio.to_thread(told.wait, 5)
     await connection.close()
     await lease.close()
+
+
+async def test_what_comes_at_once_takes_turns_on_the_one_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "BEAT_SECONDS", 0.001)
+    lease = await Lease.acquire(database, "s")
+    connection = lease._connection
+    for _ in range(20):
+        lease.crashes = 1
+        await asyncio.gather(*(lease.progressed() for _ in range(4)), *(lease.check() for _ in range(4)))
+    assert lease._connection is connection, "it was not lost on the way"
+    await lease.close()

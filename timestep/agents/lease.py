@@ -115,6 +115,7 @@ class Lease:
         self._database = database
         self._connection: asyncpg.Connection | None = None
         self._locked = False
+        self._turn = asyncio.Lock()  # the connection's: one statement at a time
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread
         self._beating: asyncio.Task[Any] | None = None
@@ -177,7 +178,8 @@ class Lease:
 
     async def _on_thread(self, work: Callable[[], Awaitable[None]]) -> None:
         assert self._loop is not None, "a lease is acquired before it is used"
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(work), self._loop))
+        # Shielded: a caller that gives up cuts no statement on the connection that the lock hangs on.
+        await asyncio.shield(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._patiently(work), self._loop)))
 
     # From here on, all is within the lease's own thread.
 
@@ -199,29 +201,37 @@ class Lease:
                 await asyncio.sleep(BEAT_SECONDS)
                 await self._try_to_beat()
         finally:
-            await self._disconnect()
+            self._disconnect()
 
     async def _try_to_beat(self) -> None:
-        try:
-            await self._beat()
-        except AWAY:
-            await self._disconnect()
-        except Exception:
-            # The thread is the process's only sign of life: whatever this is, the next beat may do.
-            logging.getLogger(__name__).exception("A heartbeat failed")
-            await self._disconnect()
+        async with self._turn:
+            try:
+                await self._beat()
+            except AWAY:
+                self._disconnect()
+            except Exception:
+                # The thread is the process's only sign of life: whatever this is, the next beat may do.
+                logging.getLogger(__name__).exception("A heartbeat failed")
+                self._disconnect()
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         deadline = asyncio.get_running_loop().time() + PATIENCE
         while True:
             try:
-                await work()
+                async with self._turn:
+                    await self._connected(work)
                 return
             except (*AWAY, asyncpg.InterfaceError) as error:  # the latter from a transaction on a lost connection
-                await self._disconnect()
                 if asyncio.get_running_loop().time() > deadline:
                     raise ServiceUnavailableError("database", self._database.shown) from error
                 await asyncio.sleep(BEAT_SECONDS / 4)
+
+    async def _connected(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except BaseException:
+            self._disconnect()
+            raise
 
     async def _take(self) -> None:
         connection = await self._connect()
@@ -285,7 +295,7 @@ class Lease:
         if step_id == self.step_id and self.on_cancel is not None:
             self.on_cancel()
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection, self._locked = self._connection, None, False
         if connection is not None:
             connection.terminate()
