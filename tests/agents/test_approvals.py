@@ -135,6 +135,42 @@ async def test_what_fits_no_call_is_refused_in_words(database: Database) -> None
     assert len(await asked.pending()) == 3
 
 
+async def test_of_calls_with_one_id_none_is_taken_for_another(database: Database) -> None:
+    asked = await step(database)
+    calls = [call(number=n, path=path).model_copy(update={"call_id": "call_7"}) for n, path in enumerate("aba")]
+    await asked.ask(calls)
+    with pytest.raises(UsageError, match=r"3 calls that wait have the id 'call_7'.*'cleaner/0/0' or 'cleaner/0/1' or"):
+        await asked.decide("call_7", APPROVE, by="one")
+    assert await asked.pending() == calls
+    assert approvals.names([*calls, call()]) == ["cleaner/0/0", "cleaner/0/1", "cleaner/0/2", "call_0"]
+    rows = await asked.all()
+    assert approvals.meant(rows, "call_7", Verdict.APPROVE, calls[1].digest).position == "cleaner/0/1"
+    with pytest.raises(UsageError, match="2 calls that wait"):
+        approvals.meant(rows, "call_7", Verdict.APPROVE, calls[0].digest)
+    await asked.decide("cleaner/0/1", APPROVE, by="one")
+    assert await asked.pending() == [calls[0], calls[2]]
+    # The same again, with its digest, is not taken for a decision of the next call with this id.
+    again = approvals.meant(await asked.all(), "call_7", Verdict.APPROVE, calls[1].digest)
+    await asked.decide(again, APPROVE, by="one")
+    assert await asked.pending() == [calls[0], calls[2]]
+
+
+async def test_a_decision_of_a_call_that_has_changed_meanwhile_is_refused(database: Database) -> None:
+    asked = await step(database)
+    await asked.ask([call(path="/tmp/a")])
+    await asked.ask([call(path="/")])
+    with pytest.raises(ConflictError, match="it is now delete"):
+        await asked.decide(call(path="/tmp/a"), APPROVE, by="one")
+    assert await asked.pending() == [call(path="/")]
+
+
+async def test_any_name_of_who_decides_can_be_kept(database: Database) -> None:
+    asked = await step(database)
+    await asked.ask([call()])
+    await asked.decide("call_0", REJECT, by="a\x00b\ud800")
+    assert (await asked.all())[0].decided_by == "a�b?"
+
+
 async def test_always_and_text_are_kept_where_they_mean_something(database: Database) -> None:
     asked = await step(database)
     await asked.ask([call(number=0), call(Kind.CUT, number=1)])

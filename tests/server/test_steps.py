@@ -4,9 +4,10 @@ import asyncio
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -23,6 +24,7 @@ from timestep.agents.waiting import Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes
+from timestep.steps import decisions
 
 __all__ = ["postgres_url"]
 
@@ -214,6 +216,45 @@ async def test_nothing_is_decided_where_one_decision_is_refused(make: Make, http
     decisions = [{"call": call().call_id, "verdict": "approve"}, {"call": call(number=1).call_id, "verdict": "answer"}]
     assert (await http.post(f"/{step.id}/approvals", json={"decisions": decisions})).status_code == 400
     assert (await http.get(f"/{step.id}")).json()["decided"] == []
+
+
+async def test_of_calls_with_one_id_the_position_or_the_digest_says_which(make: Make, http: httpx.AsyncClient) -> None:
+    step = await make()
+    one, two = call(), call(number=1, arguments='{"to": "eve"}').model_copy(update={"call_id": call().call_id})
+    await step.ask(one, two)
+    by_id = {"call": one.call_id, "verdict": "approve"}
+    refused = await http.post(f"/{step.id}/approvals", json=by_id)
+    assert refused.status_code == 400
+    assert f"'{one.position}' or '{two.position}'" in refused.json()["error"]["message"]
+    response = await http.post(f"/{step.id}/approvals", json=by_id | {"digest": two.digest, "by": "a\x00b"})
+    assert response.status_code == 200, response.text
+    assert [one["position"] for one in response.json()["decided"]] == [two.position]
+    assert response.json()["decided"][0]["decided_by"] == "a�b"
+
+
+async def test_a_bad_step_does_not_hold_up_the_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = await make(), await make()
+    for step in (bad, good):
+        await step.ask(call())
+        await step.suspend(call())
+    gone_on, went = [], decisions.go_on
+
+    async def go_on(client: PrefectClient, database: Database, run_id: UUID) -> bool:
+        gone_on.append(run_id)
+        if run_id == bad.id:
+            raise KeyError("what is stored makes no sense")
+        return await went(client, database, run_id)
+
+    async def all_decided(database: Database, step_ids: Iterable[str]) -> list[str]:
+        return [bad.name, good.name]
+
+    monkeypatch.setattr(decisions, "go_on", go_on)
+    monkeypatch.setattr(decisions, "decided", all_decided)
+    await steps.sweep(good.client, good.database)
+    assert gone_on == [bad.id, good.id]
+    assert bad.name in caplog.text
 
 
 async def test_an_ended_step_takes_no_decision(make: Make, http: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ A call is asked for once, decided once (by compare-and-set: of two people at onc
 transaction that begins the call. Each row is bound to the digest of its tool and arguments.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -105,20 +106,23 @@ class Approvals:
             ConflictError: it was decided otherwise; the message says how, and by whom.
         """
         decision = _fitting(decision)
-        row = await self._find(call, decision.verdict)
-        call = row.call_id
-        values = {"status": DECIDED, "decided_by": by, "decided_at": func.now(), **decision.model_dump(mode="json")}
-        pending = and_(self._at(row), _rows.status == PENDING, _rows.digest == row.digest)
+        if not isinstance(call, PendingCall):
+            call = meant(await self.all(), call, decision.verdict)
+        elif decision.verdict not in VERDICTS[call.kind]:
+            raise _unfit(call, decision.verdict)
+        values = {"status": DECIDED, "decided_by": _text(by), "decided_at": func.now()}
+        pending = and_(self._at(call), _rows.status == PENDING, _rows.digest == call.digest)
         async with self._database.session() as session:
-            if await session.scalar(update(ApprovalRow).where(pending).values(values).returning(_rows.position)):
+            made = update(ApprovalRow).where(pending).values(values | decision.model_dump(mode="json"))
+            if await session.scalar(made.returning(_rows.position)):
                 return
-            decided = (await session.execute(select(*_rows).where(self._at(row)))).one()
-        if decided.status == PENDING:
-            raise ConflictError(
-                f"Call '{call}' has changed: it is now {decided.tool}({decided.arguments}). Look again."
-            )
+            decided = (await session.execute(select(*_rows).where(self._at(call)))).one_or_none()
+        if decided is None:
+            raise NotFoundError("call", call.call_id)
+        if decided.digest != call.digest or decided.status == PENDING:  # asked about anew meanwhile
+            raise changed(_call(decided))
         if _decision(decided) != decision:
-            raise ConflictError(f"Call '{call}' ({decided.tool}) was {told(decided)}.")
+            raise ConflictError(f"Call '{call.call_id}' ({decided.tool}) was {told(decided)}.")
 
     async def pending(self) -> list[PendingCall]:
         """What waits for a person, in the order of the positions."""
@@ -168,28 +172,64 @@ class Approvals:
             "default_verdict": None if deadline is None else verdict.value,
         }
 
-    def _at(self, row: Row[Any]) -> Any:
-        return and_(_rows.step_id == self._step_id, _rows.position == row.position, _rows.kind == row.kind)
+    def _at(self, call: PendingCall) -> Any:
+        return and_(_rows.step_id == self._step_id, _rows.position == call.position, _rows.kind == call.kind.value)
 
     async def _read(self) -> list[Row[Any]]:
         mine = select(*_rows).where(_rows.step_id == self._step_id).order_by(_rows.created_at, _rows.position)
         async with self._database.session() as session:
             return list(await session.execute(mine))
 
-    async def _find(self, call: str | PendingCall, verdict: Verdict) -> Row[Any]:
-        """The row that is meant: the id of a call may stand in two, an approval and the cut call that came of it."""
-        rows = await self._read()
-        if isinstance(call, PendingCall):
-            rows = [row for row in rows if (row.kind, row.digest) == (call.kind.value, call.digest)]
-            call = call.position
-        named = [row for row in rows if call in (row.position, row.call_id)]
-        if not named:
-            raise NotFoundError("call", call, [row.call_id for row in rows if row.status == PENDING])
-        fitting = [row for row in named if verdict in VERDICTS[Kind(row.kind)]]
-        if not fitting:
-            allowed = " or ".join(f"'{verdict}'" for verdict in VERDICTS[Kind(named[-1].kind)])
-            raise UsageError(f"Call '{call}' ({named[-1].tool}) can't be decided by '{verdict}', only by {allowed}.")
-        return next((row for row in fitting if row.status == PENDING), fitting[-1])
+
+def meant(asked: list[Asked], call: str | None, verdict: Verdict, digest: str | None = None) -> Asked:
+    """The call that a decision is about: by position, by id, or the only one that waits.
+
+    An id may stand for two at one position, an approval and the cut call that came of it: the verdict tells them
+    apart. It may stand for calls at several positions as well, since ids are the model's: then the digest or the
+    position has to.
+
+    Raises:
+        NotFoundError: the step asked for no such call.
+        UsageError: the verdict doesn't fit, or it isn't plain which call is meant.
+        ConflictError: the digest is of another call.
+    """
+    pending = [one for one in asked if one.status == PENDING]
+    named = pending if call is None else [one for one in asked if call in (one.position, one.call_id)]
+    if not named and call is not None:
+        raise NotFoundError("call", call, names(pending))
+    if call is None and len(named) != 1:
+        which = ", ".join(f"'{name}'" for name in names(pending)) or "none"
+        raise UsageError(f"Say which call is meant by 'call'. These wait: {which}.")
+    fitting = [one for one in named if verdict in VERDICTS[one.kind]]
+    if not fitting:
+        raise _unfit(named[-1], verdict)
+    matching = [one for one in fitting if digest in (None, one.digest)]
+    if not matching:
+        raise changed(next((one for one in fitting if one.status == PENDING), fitting[-1]))
+    waiting = [one for one in matching if one.status == PENDING]
+    if len(waiting) > 1:
+        positions = " or ".join(f"'{one.position}'" for one in waiting)
+        raise UsageError(f"{len(waiting)} calls that wait have the id '{call}'. Say the position instead: {positions}.")
+    return (waiting or matching)[-1]
+
+
+def names(calls: Iterable[PendingCall]) -> list[str]:
+    """A name for each of these calls that is no other's: the id, or the position where ids repeat."""
+    calls = list(calls)
+    ids = Counter(call.call_id for call in calls)
+    return [call.call_id if ids[call.call_id] == 1 else call.position for call in calls]
+
+
+def changed(call: PendingCall) -> ConflictError:
+    """A decision was made of another call than the one that is asked about now."""
+    return ConflictError(
+        f"Call '{call.call_id}' is another than the one you decided of: it is now {call.tool}({call.arguments})."
+    )
+
+
+def _unfit(call: PendingCall, verdict: Verdict) -> UsageError:
+    allowed = " or ".join(f"'{one}'" for one in VERDICTS[call.kind])
+    return UsageError(f"Call '{call.call_id}' ({call.tool}) can't be decided by '{verdict}', only by {allowed}.")
 
 
 async def expire(database: Database) -> list[str]:
@@ -234,8 +274,8 @@ def _fitting(decision: Decision) -> Decision:
 
 
 def _text(value: str) -> str:
-    """PostgreSQL's text holds no NUL."""
-    return value.replace("\x00", "�")
+    """PostgreSQL's text holds no NUL, nor half of a character."""
+    return value.replace("\x00", "�").encode(errors="replace").decode()
 
 
 def _call(row: Row[Any]) -> PendingCall:

@@ -15,10 +15,10 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ConfigDict
 
 from timestep import runs
-from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked, decided, expire
+from timestep.agents.approvals import PENDING, Approvals, Asked, decided, expire, meant
 from timestep.agents.waiting import Decision, Kind
 from timestep.database.engine import Database
-from timestep.errors import ConflictError, NotFoundError, UsageError
+from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError
 from timestep.steps.views import ENDED, STEPS, answering, read, status_of
 
 logger = logging.getLogger(__name__)
@@ -54,14 +54,12 @@ async def decide(
     approvals = Approvals(database, str(run_id))
     asked = await approvals.all()
     run = await read(client, run_id)
-    chosen = [(_named(asked, decision), decision) for decision in decisions]
+    chosen = [(meant(asked, one.call, one.verdict, one.digest), one) for one in decisions]
     if (status := status_of(run, [])) in ENDED and any(call.status == PENDING for call, _ in chosen):
         raise ConflictError(f"Step '{run_id}' has ended ({status}); nothing of it waits any more.")
     try:
         for call, decision in chosen:
-            await approvals.decide(
-                call.position, Decision(**decision.model_dump(include={"verdict", "text", "always"})), by
-            )
+            await approvals.decide(call, Decision(**decision.model_dump(include={"verdict", "text", "always"})), by)
     finally:
         # Should one of them be refused, the others may still have been all that was waited for.
         await go_on(client, database, run_id)
@@ -102,35 +100,15 @@ async def sweep(client: PrefectClient, database: Database) -> None:
                 await go_on(client, database, UUID(step_id))
             except (ConflictError, NotFoundError) as error:
                 logger.warning("%s", error)
+            except ServiceUnavailableError as error:
+                if not isinstance(error.__cause__, PrefectHTTPStatusError):
+                    raise  # it is away for the others too; one that answers 500 may do so for this step alone
+                logger.warning("Step '%s' can't go on now: %s", step_id, error)
+            except Exception:
+                logger.exception("Step '%s' can't go on", step_id)
         if len(found) < page:
             return
         offset += page
-
-
-def _named(asked: list[Asked], decision: CallDecision) -> Asked:
-    """The call that is meant, of which such a decision can be taken."""
-    pending = [call for call in asked if call.status == PENDING]
-    named = [call for call in asked if decision.call in (call.position, call.call_id)]
-    if decision.call is None:
-        named = pending
-        if len(named) != 1:
-            which = ", ".join(f"'{call.call_id}'" for call in pending) or "none"
-            raise UsageError(f"Say which call is meant by 'call'. These wait: {which}.")
-    if not named:
-        raise NotFoundError("call", str(decision.call), [call.call_id for call in pending])
-    fitting = [call for call in named if decision.verdict in VERDICTS[call.kind]]
-    if not fitting:
-        allowed = " or ".join(f"'{verdict}'" for verdict in VERDICTS[named[-1].kind])
-        call = named[-1]
-        raise UsageError(
-            f"Call '{call.call_id}' ({call.tool}) can't be decided by '{decision.verdict}', only by {allowed}."
-        )
-    call = next((call for call in fitting if call.status == PENDING), fitting[-1])
-    if decision.digest is not None and decision.digest != call.digest:
-        raise ConflictError(
-            f"Call '{call.call_id}' is another than the one you decided of: it is now {call.tool}({call.arguments})."
-        )
-    return call
 
 
 async def _resumed(client: PrefectClient, run_id: UUID, values: dict[str, Any] | None) -> bool:
