@@ -194,7 +194,9 @@ async def test_a_cancelled_step_still_writes_its_last_event(database: Database) 
 
 async def test_what_postgresql_cannot_hold_is_replaced(database: Database, log: EventLog) -> None:
     half = "\ud83d"
-    for data in ({"delta": f"a\0b{half}"}, {"output": {"k\0": [f"{half}\ude00", "\\u0000"]}}, {"path": Path("/x")}):
+    texts = {"k\0": [f"{half}\ude00", "\\u0000", "NaN"]}
+    numbers = [float("nan"), float("-inf"), 1]
+    for data in ({"delta": f"a\0b{half}"}, {"output": texts}, {"path": Path("/x")}, {"output": numbers}):
         log.publish("output_text.delta" if "delta" in data else "step.finished", **data)
     circle: dict[str, Any] = {}
     circle["circle"] = circle
@@ -202,8 +204,9 @@ async def test_what_postgresql_cannot_hold_is_replaced(database: Database, log: 
     assert await log.flush()
     assert [event.data for event in await read_events(database, STEP)] == [
         {"delta": "a\ufffdb\ufffd"},
-        {"output": {"k\ufffd": ["\U0001f600", "\\u0000"]}},
+        {"output": {"k\ufffd": ["\U0001f600", "\\u0000", "NaN"]}},
         {"path": "/x"},
+        {"output": [None, None, 1]},
     ]
 
 

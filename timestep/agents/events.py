@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import anyio
 import asyncpg  # type: ignore[import-untyped]
 
+from timestep.agents.plain import whole
 from timestep.database.engine import Database
 
 logger = logging.getLogger(__name__)
@@ -304,16 +305,9 @@ def _is_refused(error: Exception) -> bool:
 
 
 def _json(data: dict[str, Any]) -> str:
-    """As JSON that PostgreSQL takes, which knows neither NUL nor half a surrogate pair."""
+    """As JSON that PostgreSQL takes, which knows neither NUL nor half a surrogate pair, and no NaN."""
     text = json.dumps(data, separators=(",", ":"), default=str)
-    if "\\u0000" in text or "\\ud" in text:
-        text = json.dumps(_storable(json.loads(text)), separators=(",", ":"))
+    if any(found in text for found in ("\\u0000", "\\ud", "NaN", "Infinity")):
+        data = json.loads(text, parse_constant=lambda _: None)
+        text = json.dumps(whole(data, nul=False), separators=(",", ":"))
     return text
-
-
-def _storable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_storable(key): _storable(item) for key, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list) else value
