@@ -18,9 +18,13 @@ class TraceStore:
         self._store = store
 
     async def write(self, trace: dict[str, Any], *, agent: str, step_id: str, when: datetime) -> Reference:
-        """Stores the trace of a step that started at ``when`` (with a time zone); again replaces it."""
+        """Stores the trace of a step that started at ``when`` (with a time zone); again replaces it.
+
+        What is no JSON is stored as its text, and half a surrogate pair, which UTF-8 has not, as ``?``.
+        """
         key = f"{PREFIX}/{agent}/{when.astimezone(UTC):%Y-%m-%d}/{step_id}.json"
-        return await self._store.put(key, json.dumps(trace, ensure_ascii=False).encode(), "application/json")
+        text = json.dumps(trace, ensure_ascii=False, default=str)
+        return await self._store.put(key, text.encode(errors="replace"), "application/json")
 
     async def read(self, what: str | Reference) -> dict[str, Any]:
         """The trace under a key or Reference."""

@@ -9,7 +9,6 @@ from storage.store import ObjectStore
 from storage.traces import TraceStore
 from timestep.agents.step import DurableStep
 from timestep.agents.types import StepOutput
-from timestep.errors import TimestepError
 
 
 class StepTrace:
@@ -28,17 +27,17 @@ class StepTrace:
         return await self._write(output.status, None, **facts)
 
     async def waiting(self, reason: str) -> None:
-        """Write it as far as it has come. Storage that is away is noted: the step can wait all the same."""
+        """Write it as far as it has come. What goes wrong there is noted: the step can wait all the same."""
         try:
             await self._write("waiting", reason)
-        except TimestepError as failure:
+        except Exception as failure:
             self.content["error"] = f"{reason} The trace could not be written: {failure}"
 
     async def ended(self, error: BaseException) -> None:
         """Write it with the error that ended the step, which gets a note where the trace can't be written."""
         try:
             await self._write("failed" if isinstance(error, Exception) else "cancelled", f"{error}")
-        except TimestepError as failure:
+        except Exception as failure:
             error.add_note(f"Its trace could not be written: {failure}")
 
     async def _write(self, status: str, error: str | None, **facts: Any) -> Reference:

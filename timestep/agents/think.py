@@ -8,12 +8,12 @@ from typing import Any, NoReturn, Protocol
 from agents import MaxTurnsExceeded, ModelSettings, RunResult
 from agents.items import ToolApprovalItem
 from prefect.exceptions import Pause
-from pydantic import BaseModel
 
 from storage.store import ObjectStore
 from timestep.agents.attempt import Attempt
 from timestep.agents.durable import CallPolicy, DurableStep, run_durably
 from timestep.agents.ledger import Recorded
+from timestep.agents.plain import plain
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.resolve import ModelResolver
 from timestep.agents.sessions import NotYourTurnError, SessionTurn
@@ -195,7 +195,6 @@ def _shown(calls: list[PendingCall]) -> list[dict[str, Any]]:
 
 
 def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
-    final = ran.final_output
     # The version that answered, where the model was local; the last one, should it have changed in between.
     models = [call for call in step.calls if call.kind == "model"]
     answered = [call.name for call in models if "/" not in call.position.rpartition("/")[0]] or [
@@ -206,7 +205,7 @@ def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
         mode=Mode.INFERENCE,
         agent=request.agent,
         model=answered[-1] if answered else request.model,
-        output=final.model_dump(mode="json") if isinstance(final, BaseModel) else final,
+        output=plain(ran.final_output),
         turns=len(models),
         tool_calls=ran.tool_calls,
         forced=any(call.forced for call in step.calls),

@@ -139,7 +139,7 @@ class ToolCall:
             output = result["output"]
             content = output if isinstance(output, str) else json.dumps(output)
             step.messages.append({"role": "tool", "tool_call_id": self.context.tool_call_id, "content": content})
-        return from_json(self.tool, result["output"])
+        return from_json(self.tool, result)
 
     async def _recorded(self) -> Any:
         """The unit's result. An error of the record, which is none of the tool, stops the step."""
@@ -230,7 +230,7 @@ class ToolCall:
             output = await tries.output()
         if self._is_interrupted():
             return _Interrupted(output)
-        result = {"output": as_json(self.tool, output), "seconds": round(time.perf_counter() - started, 6)}
+        result = as_json(self.tool, output) | {"seconds": round(time.perf_counter() - started, 6)}
         # Answered from the record, the call doesn't go through those below it: it knows them itself.
         below = [asdict(call) for call in step.below(self.position)]
         return (
