@@ -88,6 +88,17 @@ async def test_a_run_that_was_deleted_gives_its_place_up(queue: Queue) -> None:
     assert await queue.repair() == [second.name]
 
 
+async def test_more_sessions_than_one_answer_of_the_server_holds(queue: Queue) -> None:
+    first = await queue.add(StateType.RUNNING)
+    deployment = (await queue.client.read_flow_run(first.id)).deployment_id
+    assert deployment is not None
+    for at in range(205):
+        run = await queue.client.create_flow_run_from_deployment(deployment)
+        await join(queue.database, f"talk {at}", str(run.id))
+    assert await queue.repair() == []
+    assert len(await queue.first()) == 206
+
+
 async def test_a_wake_that_came_too_early_comes_again(queue: Queue) -> None:
     step = await queue.waits_its_turn()
     assert await queue.repair() == [step.name]

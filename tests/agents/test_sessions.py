@@ -44,9 +44,19 @@ class Steps:
         self.database, self.store = database, ObjectStore.open(f"local://{folder}")
         self.woken: list[str] = []
 
-    async def turn(self, step_id: str, session_id: str | None = "talk", patience: float = 0.0) -> SessionTurn:
+    async def turn(
+        self, step_id: str, session_id: str | None = "talk", patience: float = 0.0, killed_at_finish: str = ""
+    ) -> SessionTurn:
         held = await Lease.acquire(self.database, step_id)
         ledger = await DatabaseLedger.open(self.database, held, self.store)
+        finish = ledger.finish
+
+        async def killed(position: str, result: Any) -> None:
+            if position == killed_at_finish:
+                raise Suspended
+            await finish(position, result)
+
+        ledger.finish = killed  # type: ignore[method-assign]
         return SessionTurn(self.database, session_id, ledger, wake=self.wake, patience=patience)
 
     async def wake(self, step_id: str) -> None:
@@ -155,8 +165,12 @@ async def test_a_step_run_again_reads_the_same_history_and_adds_nothing_twice(st
         async with await steps.turn("k1") as turn:
             await turn.history()
             raise Suspended
-    # As if a process had been killed after the session's commit, before the unit was recorded.
-    await (await open_session(steps.database, "talk")).add_items(said("hello"))
+    # Killed after the session's commit, before the unit was recorded.
+    with pytest.raises(Suspended):
+        async with await steps.turn("k1", killed_at_finish="session/add") as turn:
+            await turn.history()
+            await turn.add(said("hello"))
+    assert await steps.items() == ["before", "hello"]
     async with await steps.turn("k1") as turn:
         assert [item["content"] for item in await turn.history()] == ["before"]
         await turn.add(said("hello"))
@@ -176,6 +190,43 @@ async def test_a_step_that_says_what_was_said_before_adds_it(steps: Steps) -> No
             await turn.history()
             await turn.add(said("hello"))
     assert await steps.items() == ["hello", "hello"]
+
+
+async def test_equal_items_that_came_since_are_no_reason_to_add_none(steps: Steps) -> None:
+    async with await steps.turn("q1") as turn:
+        await turn.history()
+        await (await open_session(steps.database, "talk")).add_items(said("hello"))
+        await turn.add([*said("hello"), *said("who\0 are you?")])
+    assert await steps.items() == ["hello", "hello", "who\0 are you?"]
+
+
+async def test_a_process_superseded_before_its_write_adds_nothing(steps: Steps) -> None:
+    def superseded_now(*_: Any, **__: Any) -> Any:
+        """After the ledger's last look, before the session's write."""
+        monkeypatch.undo()
+        return supersede_and_connect()
+
+    async def supersede_and_connect() -> Any:
+        async with steps.database.session() as session:
+            await session.execute(text("update steps set attempt = attempt + 1 where id = 'w1'"))
+        return await steps.database.connect()
+
+    with pytest.raises(EndedError):
+        async with await steps.turn("w1") as turn:
+            await turn.history()
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(steps.database, "connect", superseded_now)
+                await turn.add(said("late"))
+    assert await steps.items() == []
+
+
+async def test_an_empty_session_id_names_no_session(steps: Steps) -> None:
+    async with await steps.turn("n1", ""), await steps.turn("n2", "") as turn:
+        await turn.add(said("nowhere"))
+        assert await turn.history() == []
+    assert await heads(steps.database) == []
+    assert await steps.items("") == []
+    SessionTurn(None, "", MemoryLedger())
 
 
 async def test_a_superseded_process_keeps_its_hands_off_the_queue(steps: Steps) -> None:

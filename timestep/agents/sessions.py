@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -17,6 +18,7 @@ from agents.extensions.memory import SQLAlchemySession
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -35,6 +37,8 @@ Wake = Callable[[str], Awaitable[None]]
 TURN = "turn-"  # begins the key of a suspension until the step's turn
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 0.5
+STATEMENT_SECONDS = 30.0
+PAGE = 200  # most runs that Prefect's API returns at once
 
 # Held while a place is taken, so that numbers grow in the order of commits: nobody finds itself first who isn't.
 _ONE_BY_ONE = text("select pg_advisory_xact_lock(7489272, hashtext(:session_id))")
@@ -56,6 +60,25 @@ _HEADS = text(
     """
 )
 _SESSION_OF = text("select session_id from turns where step_id = :step_id")
+# One statement, which adds the items and finishes the unit, or does neither: run again, nothing is doubled, and what
+# equals something else in the session is added all the same. Not several in a transaction: a process stopped between
+# them would hold the step's row against its successor.
+_ADD = """
+    with mine as (
+        select from steps where id = $1 and attempt = $2 for share
+    ), finished as (
+        update units set result = $5::json, finished_at = clock_timestamp()
+        where step_id = $1 and position = $3 and attempt = $2 and finished_at is null and exists (select from mine)
+        returning 1
+    ), session as (
+        insert into agent_sessions (session_id) select $4 where exists (select from finished)
+        on conflict (session_id) do update set updated_at = current_timestamp
+        returning session_id
+    ), added as (
+        insert into agent_messages (session_id, message_data)
+        select session_id, item from session, unnest($6::text[]) with ordinality as items (item, number) order by number
+    )
+    select exists (select from mine)"""
 _TABLES_EXIST = text("select to_regclass('agent_messages') is not null")
 _MAKE_TABLES = text("select pg_advisory_xact_lock(7489271, 2)")
 
@@ -90,7 +113,7 @@ class SessionTurn:
     first now, which may be suspended. Leaving by a suspension, or when cancelled, keeps it: a step that waits for a
     person holds up its session. :func:`leave` is for whoever finds that such a run has ended.
 
-    Without a ``session_id`` all of this is nothing, and the history empty.
+    Without a ``session_id``, or with an empty one, all of this is nothing, and the history empty.
 
     Raises:
         UsageError: a session, and no database.
@@ -106,13 +129,13 @@ class SessionTurn:
         wake: Wake | None = None,
         patience: float = 15.0,
     ) -> None:
-        if session_id is not None and database is None:
+        # An empty id is what a form sends whose field was left empty. It names no session that all of those share.
+        if session_id and database is None:
             raise UsageError("A session needs the service's database. Start the service: timestep up")
-        self._database = database if session_id is not None else None
+        self._database = database if session_id else None
         self._session_id, self._ledger = session_id or "", ledger
         self._wake, self._patience = wake, patience
         self._session: SQLAlchemySession | None = None
-        self._before = 0
 
     async def __aenter__(self) -> Self:
         if self._database is not None:
@@ -145,27 +168,33 @@ class SessionTurn:
         async def call() -> Any:
             return [dict(item) for item in await _patiently(session.get_items)]
 
-        recorded = list(await unit(self._ledger, self._unit("read"), call))
-        self._before = len(recorded)
-        return recorded
+        return list(await unit(self._ledger, self._unit("read"), call))
 
     async def add(self, items: list[Any]) -> None:
-        """Append the items, as a unit. Killed between the session's commit and the record, they are added once."""
-        session = self._session
-        if session is None:
+        """Append the items, as a unit: once, whenever the process is killed, and not at all by a superseded one."""
+        database = self._database
+        if database is None:
             return
-        added = json.loads(json.dumps(items, default=str))
-
-        async def add_missing() -> None:
-            since = [dict(item) for item in (await session.get_items())[self._before :]]
-            if not any(since[at : at + len(added)] == added for at in range(len(since))):
-                await session.add_items(added)
 
         async def call() -> Any:
-            await _patiently(add_missing)
-            return len(added)
+            await _patiently(lambda: self._append(database, items))
+            return len(items)
 
         await unit(self._ledger, self._unit("add"), call)
+
+    async def _append(self, database: Database, items: list[Any]) -> None:
+        position = self._unit("add").position
+        begun = self._ledger.known(position)
+        written = [json.dumps(item, default=str, separators=(",", ":")) for item in items]
+        values = [self._ledger.step_id, begun and begun.attempt, position, self._session_id, str(len(items)), written]
+        connection = await database.connect(timeout=10, command_timeout=STATEMENT_SECONDS)
+        try:
+            mine = await connection.fetchval(_ADD, *values)
+        finally:
+            connection.terminate()
+        if not mine:
+            await self._ledger.check()  # which ends a superseded process
+            raise TimestepError(f"Step '{self._ledger.step_id}' has no lease, and may not add to its session.")
 
     def _unit(self, name: str) -> Begin:
         of = fingerprint({"session": self._session_id})
@@ -254,10 +283,7 @@ async def repair_queues(client: PrefectClient, database: Database, wake: Wake) -
     woken: list[str] = []
     found = await heads(database)
     while found:
-        runs = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(head.step_id) for head in found]))
-        )
-        states = {str(run.id): run.state for run in runs}
+        states = await _states(client, [head.step_id for head in found])
         over = [head for head in found if head.step_id not in states or _is_over(states[head.step_id])]
         for head in found:
             if head not in over and _awaits_turn(states[head.step_id]):
@@ -268,6 +294,20 @@ async def repair_queues(client: PrefectClient, database: Database, wake: Wake) -
         left = {head.session_id for head in over}
         found = [head for head in await heads(database) if head.session_id in left] if any(following) else []
     return woken
+
+
+async def _states(client: PrefectClient, step_ids: list[str]) -> dict[str, State[Any] | None]:
+    """The states of these runs, without those that are gone: what a list lacks is asked for by itself."""
+    states: dict[str, State[Any] | None] = {}
+    for at in range(0, len(step_ids), PAGE):
+        asked = step_ids[at : at + PAGE]
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(step_id) for step_id in asked]))
+        listed = {str(run.id): run.state for run in await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)}
+        for step_id in set(asked) - set(listed):
+            with suppress(ObjectNotFound):
+                listed[step_id] = (await client.read_flow_run(UUID(step_id))).state
+        states |= listed
+    return states
 
 
 def _is_over(state: State[Any] | None) -> bool:
