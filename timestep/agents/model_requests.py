@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from agents import FunctionTool, Handoff, Model, ModelResponse, ModelSettings, UserError
 from agents.items import TResponseInputItem
@@ -11,7 +12,10 @@ from agents.tool import Tool
 from pydantic import BaseModel
 
 # How a call is made, not what is asked: a change of it changes no answer.
-_UNASKED = ("retry", "timeout", "include_usage", "preserve_raw_usage")
+_UNASKED = ("retry", "timeout", "include_usage", "preserve_raw_usage", "extra_headers")
+# What lets a provider in somewhere, in the configuration of its tools: no part of the trace, and renewed at any time.
+_SECRETS = ("authorization", "headers", "domain_secrets")
+_URLS = ("server_url",)
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,23 @@ def _tool_json(tool: Tool) -> dict[str, Any]:
             described = {"name": tool.name, "description": tool.description, "parameters": tool.params_json_schema}
             return {"type": "function", "function": described}
     settings = {name: value for name, value in vars(tool).items() if isinstance(value, str | int | dict | BaseModel)}
-    return {"type": tool.name, **{name: _plain(value) for name, value in settings.items() if name != "name"}}
+    return {"type": tool.name, **{name: _public(_plain(value)) for name, value in settings.items() if name != "name"}}
 
 
 def _plain(value: Any) -> Any:
     return value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else value
+
+
+def _public(value: Any) -> Any:
+    """The value without secrets, at any depth; of a URL its user and query, where keys are put too."""
+    if isinstance(value, list | tuple):
+        return [_public(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    known = {name: _public(part) for name, part in value.items() if str(name).lower() not in _SECRETS}
+    return known | {name: _bare(known[name]) for name in _URLS if isinstance(known.get(name), str)}
+
+
+def _bare(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
