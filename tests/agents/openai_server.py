@@ -15,13 +15,14 @@ from openai import AsyncOpenAI
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer: words streamed or whole, or a status with an error; then, maybe, the connection breaks off."""
+    """One answer: words streamed or whole, or a status with an error; then, maybe, the stream or connection ends."""
 
     words: tuple[str, ...] = ("fine",)
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     breaks: bool = False
+    cut: bool = False  # ends in good order, in the middle
     seconds: float = 0.0
 
 
@@ -89,7 +90,7 @@ def serving(*replies: Reply) -> Iterator[OpenAIServer]:
                 return
             if reply.error is not None:
                 self.chunk({"error": reply.error})
-            else:
+            elif not reply.cut:
                 self.chunk(delta({}, "stop"))
                 if usage:
                     self.chunk({**delta({}), "choices": [], "usage": USAGE})

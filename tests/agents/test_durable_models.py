@@ -1,17 +1,33 @@
 """Model calls as units, against a real HTTP server: streams, retries, timeouts, what they cost."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from agents import Agent, ModelRetrySettings, ModelSettings, RunConfig, Runner, function_tool, retry_policies
+from agents import (
+    Agent,
+    ModelResponse,
+    ModelRetrySettings,
+    ModelSettings,
+    RunConfig,
+    Runner,
+    Usage,
+    function_tool,
+    retry_policies,
+)
+from agents.items import TResponseOutputItem
+from openai._models import construct_type
+from openai.types.responses import ResponseStreamEvent
+from pydantic import ValidationError
 
 from tests.agents.durably import MemoryAttempts, Told, new_step, run
 from tests.agents.openai_server import OpenAIServer, Reply, serving
-from tests.scripted import PlannedModel
+from tests.scripted import PlannedModel, answer
 from timestep.agents.durable import CallPolicy, DurableStep
 from timestep.agents.ledger import MemoryLedger
 from timestep.agents.retries import DEFAULT_RETRY
+from timestep.agents.streams import BrokenStreamError, completed
 from timestep.errors import TimestepError
 
 QUICK = replace(DEFAULT_RETRY, backoff={"initial_delay": 0.01, "max_delay": 0.02})
@@ -105,8 +121,12 @@ async def test_what_another_try_cannot_mend_is_not_tried_again(refusal: Reply) -
 
 @pytest.mark.parametrize(
     "broken",
-    [Reply(("Hal",), breaks=True), Reply(("Hal",), error={"message": "out of memory", "type": "server_error"})],
-    ids=["connection", "error within the stream"],
+    [
+        Reply(("Hal",), breaks=True),
+        Reply(("Hal",), error={"message": "out of memory", "type": "server_error"}),
+        Reply(("Hal",), cut=True),
+    ],
+    ids=["connection", "error within the stream", "no finish_reason"],
 )
 async def test_a_stream_that_breaks_off_is_asked_anew_and_its_words_are_void(broken: Reply) -> None:
     with serving(broken, Reply(("Hel", "lo"))) as server:
@@ -115,6 +135,125 @@ async def test_a_stream_that_breaks_off_is_asked_anew_and_its_words_are_void(bro
     kinds = [type for type, *_ in told.events]
     assert kinds == ["call.started", "output_text.delta", "call.restarted", *["output_text.delta"] * 2, "call.finished"]
     assert [call.position for call in step.calls] == ["a/0"]
+
+
+async def test_a_stream_that_is_always_cut_off_is_no_answer() -> None:
+    with serving(Reply(("Hal",), cut=True)) as server:
+        with pytest.raises(BrokenStreamError, match="without a finish_reason"):
+            await answered(server, retry=replace(QUICK, max_retries=1))
+        assert len(server.requests) == 2
+        # Outside of a step the SDK does as it does.
+        assert (await Runner.run(Agent(name="a", model=server.model()), "go")).final_output == "Hal"
+        streamed = Runner.run_streamed(Agent(name="a", model=server.model()), "go")
+        assert [event async for event in streamed.stream_events()] and streamed.final_output == "Hal"
+
+
+class Failing(PlannedModel):
+    """Streams one event of the Responses API, and then its plan."""
+
+    def __init__(self, *events: Any) -> None:
+        super().__init__(["fine"])
+        self.events, self.asked = list(events), 0
+
+    async def stream_response(self, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+        self.asked += 1
+        if self.events:
+            if (event := self.events.pop(0)) is not None:
+                yield event
+            return
+        yield completed(await self.get_response(*arguments, **named), "m")
+
+
+def failed(code: str | None, type: str = "response.failed", **facts: Any) -> Any:
+    error = None if code is None else {"code": code, "message": "no luck"}
+    response = {"id": "r", "output": [], "error": error, **facts}
+    return construct_type(type_=ResponseStreamEvent, value={"type": type, "sequence_number": 0, "response": response})
+
+
+def error(code: str | None) -> Any:
+    value = {"type": "error", "code": code, "message": "no luck", "param": None, "sequence_number": 0}
+    return construct_type(type_=ResponseStreamEvent, value=value)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [None, error("server_error"), error(None), failed("rate_limit_exceeded"), failed("server_is_overloaded")],
+    ids=["premature end", "error", "error without a code", "rate limit", "overloaded"],
+)
+async def test_a_failure_told_within_a_stream_of_responses_is_tried_again(event: Any) -> None:
+    model = Failing(event)
+    step = new_step(MemoryLedger("s"), policy=CallPolicy(retry=QUICK))
+    assert (await run(step, Agent(name="a", model=model))).final_output == "fine"
+    assert model.asked == 2 and step.usage().requests == 2
+
+
+@pytest.mark.parametrize(
+    "event",
+    [error("invalid_prompt"), failed("image_too_large"), failed(None, "response.incomplete", status="incomplete")],
+    ids=["error", "failed", "incomplete"],
+)
+async def test_a_failure_of_the_request_told_within_a_stream_is_not(event: Any) -> None:
+    model = Failing(event)
+    with pytest.raises(BrokenStreamError):
+        await run(new_step(MemoryLedger("s"), policy=CallPolicy(retry=QUICK)), Agent(name="a", model=model))
+    assert model.asked == 1
+
+
+TEXT = {"type": "output_text", "text": "fine", "annotations": []}
+MESSAGE = {"id": "m", "type": "message", "role": "assistant", "status": "completed", "content": [TEXT]}
+LENIENT: dict[str, list[dict[str, Any]]] = {
+    "no annotations": [{**MESSAGE, "content": [{"type": "output_text", "text": "fine"}]}],
+    "null annotations": [{**MESSAGE, "content": [{**TEXT, "annotations": None}]}],
+    "no id": [{name: value for name, value in MESSAGE.items() if name != "id"}],
+    "no action": [{"type": "web_search_call", "id": "w", "status": "completed"}, MESSAGE],
+    "new type": [{"type": "hologram_call", "id": "h", "shape": [1]}, MESSAGE],
+    "surrogate": [{"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "\ud83d"}]}, MESSAGE],
+}
+
+
+@pytest.mark.parametrize("items", LENIENT.values(), ids=LENIENT)
+@pytest.mark.parametrize("streams", [True, False], ids=["streamed", "whole"])
+async def test_what_the_sdk_accepts_of_a_response_does_not_stop_the_step(
+    items: list[dict[str, Any]], streams: bool
+) -> None:
+    output: list[Any] = [construct_type(type_=TResponseOutputItem, value=item) for item in items]
+    asked: list[Any] = []
+
+    class Lenient(PlannedModel):
+        async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
+            asked.append(1)
+            return ModelResponse(output=output, usage=Usage(requests=1), response_id=None)
+
+        async def stream_response(self, *arguments: Any, **named: Any) -> Any:  # type: ignore[override]
+            whole = (await self.get_response()).output
+            yield construct_type(
+                type_=ResponseStreamEvent,
+                value={"type": "response.completed", "sequence_number": 0, "response": {"id": "r", "output": items}},
+            )
+            assert whole
+
+    agent = Agent(name="a", model=Lenient([]))
+    plain = (await Runner.run(agent, "go")).final_output
+    attempts = MemoryAttempts()
+    for attempt in (1, 2):
+        step = new_step(await attempts.open(), attempt=attempt, policy=CallPolicy(stream=streams, retry=QUICK))
+        assert (await run(step, agent)).final_output == plain == "fine"
+        json.dumps(step.messages, ensure_ascii=False).encode()
+    assert len(asked) == 2
+
+
+async def test_a_response_that_cannot_be_read_again_is_not_on_record() -> None:
+    class Odd(PlannedModel):
+        async def get_response(self, *_: Any, **__: Any) -> ModelResponse:
+            usage = Usage(requests=1)
+            usage.input_tokens = "many"  # type: ignore[assignment]
+            return ModelResponse(output=answer("fine"), usage=usage, response_id=None)
+
+    ledger = MemoryLedger("s")
+    with pytest.raises(ValidationError):
+        await run(new_step(ledger, policy=CallPolicy(retry=QUICK)), Agent(name="a", model=Odd([])))
+    recorded = ledger.known("a/0")
+    assert recorded is not None and not recorded.finished
 
 
 async def test_no_server_is_a_sentence_after_the_retries() -> None:
@@ -168,7 +307,7 @@ async def test_settings_and_model_of_a_run_within_a_tool_count_there() -> None:
         with pytest.raises(TimestepError, match="busy"):
             await run(step, Agent(name="outer", model=PlannedModel(plan), tools=[consult]))
         assert (len(server.requests), len(other.requests)) == (1, 1)
-        assert "outer/0/0/inner/0" in {call.position for call in step.calls}
+        assert [call.position for call in step.calls if call.position.startswith("outer/0/0/#")]
 
 
 async def test_a_failed_call_is_asked_again_when_the_step_starts_again() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import openai
 from agents import Model, ModelResponse, ModelRetryAdvice
 from agents.exceptions import ModelTimeoutError
-from agents.items import TResponseStreamEvent
+from agents.items import TResponseOutputItem, TResponseStreamEvent
 from agents.retry import ModelRetryAdviceRequest, ModelRetryNormalizedError
+from openai._models import construct_type
 from pydantic import TypeAdapter
 
 from timestep.agents.ledger import Begin
 from timestep.agents.model_requests import ModelRequest
+from timestep.agents.plain import whole
 from timestep.agents.retries import retrying
 from timestep.agents.step import CallRecord, DurableStep, Limits, Run, Stop, present
 from timestep.agents.streams import DELTAS, NoStreamError, OnEvent, assembled, completed
@@ -89,7 +91,7 @@ class DurableModel(Model):
             step.tools, step.messages = request.offered, request.messages()
         call = _Call(self.name, self._model, request, step, position, run.limits.over(self._limits), forward)
         result = await call.recorded(begin)
-        response = _response.validate_python(result["response"])
+        response = _built(result["response"])
         _note_positions(run, position, response)
         record = _record(position, request, result, response)
         step.note(record)
@@ -155,10 +157,13 @@ class _Call:
         policy = self.step.policy
         retry, timeout = self.limits.retry or policy.retry, self.limits.timeout or policy.model_timeout
         response = await retrying(self._try, self.model, retry, timeout, self.request.more)
+        # As it came: no field more, and under the names that it has in JSON.
+        dumped = whole(_response.dump_python(response, mode="json", by_alias=True, exclude_unset=True, warnings=False))
+        # What can't be read again must not be on record: the step could never go on.
+        self.request.messages(_built(dumped))
         return {
             "model": names[-1] if names else self.name,
-            # As it came: no field more, and under the names that it has in JSON.
-            "response": _response.dump_python(response, mode="json", by_alias=True, exclude_unset=True),
+            "response": dumped,
             "seconds": round(time.perf_counter() - started, 6),
             "cost": prices.cost(_priced(self.name, self.model), response.usage, _api_url(self.model)),
         }
@@ -202,6 +207,14 @@ def _record(position: str, request: ModelRequest, result: dict[str, Any], respon
 def _tell_finished(step: DurableStep, begin: Begin, record: CallRecord) -> None:
     facts = {"seconds": record.seconds, "usage": record.usage, "cost": record.cost, "replayed": False}
     step.events.publish("call.finished", record.position, kind=KIND, name=begin.name, **facts)
+
+
+def _built(dumped: dict[str, Any]) -> ModelResponse:
+    """A response from its JSON, as the provider's client builds it: what it lacks, or has anew, is no error."""
+    items = [construct_type(type_=TResponseOutputItem, value=item) for item in dumped["output"]]
+    response = _response.validate_python({**dumped, "output": []})
+    response.output = items  # type: ignore[assignment]
+    return response
 
 
 def _note_positions(run: Run, position: str, response: ModelResponse) -> None:

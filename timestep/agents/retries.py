@@ -22,7 +22,11 @@ from agents.exceptions import ModelTimeoutError
 from agents.models._retry_runtime import provider_managed_retries_disabled
 from agents.run_internal.model_retry import get_response_with_retry
 
+from timestep.agents.streams import BrokenStreamError
+
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is told to the person instead
+# Parts of the codes of failures within a stream that pass by themselves.
+_PASSING = ("server_error", "internal", "rate_limit", "overload", "unavailable", "timeout", "slow_down", "connection")
 _HOPELESS = {"insufficient_quota", "billing_hard_limit_reached", "invalid_api_key", "content_filter"}
 _transient = retry_policies.any(
     retry_policies.provider_suggested(),
@@ -40,6 +44,9 @@ async def transient(context: RetryPolicyContext) -> bool | RetryDecision:
         return context.attempt == 1  # what was slow twice is slow
     if type(context.error) is openai.APIError:
         return not _blames_request(context.error)  # told within a stream, whose status was 200
+    if isinstance(context.error, BrokenStreamError):
+        code = context.error.code
+        return code is None or any(part in code for part in _PASSING)
     decision = _transient(context)
     return decision if isinstance(decision, bool | RetryDecision) else await decision
 
