@@ -11,6 +11,7 @@ import pytest
 from storage.store import ObjectStore
 from tests.postgres import database, empty_server, postgres_url
 from timestep.agents import lease as lease_module
+from timestep.agents import ledger as ledger_module
 from timestep.agents.lease import Lease
 from timestep.agents.ledger import LARGE, Begin, DatabaseLedger, Ledger, MemoryLedger
 from timestep.agents.waiting import Kind
@@ -260,6 +261,49 @@ async def test_an_outage_is_waited_for_and_then_named(attempts: Attempts, monkey
     monkeypatch.setattr(attempts.database, "connect", away)
     with pytest.raises(ServiceUnavailableError):
         await ledger.begin(call("a/1"))
+
+
+@pytest.mark.parametrize("result", ["x" * (LARGE + 1), [float("inf"), "\x00"]], ids=["large", "no JSON"])
+async def test_storage_that_refuses_loses_no_result(attempts: Attempts, tmp_path: Path, result: Any) -> None:
+    tmp_path.joinpath("storage", "units").write_text("where the folder of results would be")
+    await finished(await attempts.open(), call(), result)
+    recorded = await (await attempts.open()).begin(call())
+    assert recorded is not None and recorded.result == result
+
+
+async def test_what_was_done_is_recorded_after_any_outage(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = await attempts.open(patience=0.2)
+    await ledger.begin(call())
+    await ledger.close()
+
+    async def away(**_: Any) -> NoReturn:
+        raise ServiceUnavailableError("database", "postgresql://nowhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts.database, "connect", away)
+        finishing = asyncio.create_task(ledger.finish("a/0", "dear"))
+        await asyncio.sleep(1)
+    await finishing
+    recorded = await (await attempts.open()).begin(call())
+    assert recorded is not None and recorded.result == "dear"
+
+
+async def test_a_connection_that_answers_nothing_any_more_is_left(
+    attempts: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "COMMAND_SECONDS", 0.5)
+    ledger = await attempts.open()
+    held = await attempts.database.connect()
+    transaction = held.transaction()
+    await transaction.start()
+    await held.execute("select from steps for update")
+    beginning = asyncio.create_task(ledger.begin(call()))
+    connection = ledger._connection
+    await asyncio.sleep(1.2)
+    assert ledger._connection is not connection
+    await transaction.rollback()
+    await held.close()
+    assert await beginning is None
 
 
 async def test_memory_keeps_what_was_done_too() -> None:

@@ -29,12 +29,13 @@ RESTART_SECONDS = 15.0  # after PostgreSQL's start, for processes to come back t
 TAKEOVER_SECONDS = 3.0  # a newcomer waits this long for the one before it to end
 PATIENCE = 120.0  # seconds that a database may be away
 
-# What a database raises that is away, or ending, or not yet there again.
+# What a database raises that is away, or ending, or full, or not yet there again.
 AWAY = (
     OSError,
     ServiceUnavailableError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
     asyncpg.InternalClientError,
 )
 

@@ -7,6 +7,8 @@ was superseded records nothing, and ends.
 
 import asyncio
 import json
+import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -19,10 +21,13 @@ from storage.store import ObjectStore
 from timestep.agents.lease import AWAY, PATIENCE, Lease
 from timestep.agents.waiting import Kind
 from timestep.database.engine import Database
-from timestep.errors import ConflictError, ServiceUnavailableError, TimestepError, UnitChangedError
+from timestep.errors import ConflictError, ServiceUnavailableError, StorageError, TimestepError, UnitChangedError
 
 LARGE = 256 << 10  # characters of JSON above which a result is an object in storage
 RETRY_SECONDS = 0.2
+COMMAND_SECONDS = 30.0  # for one statement: longer, and the connection is taken for lost
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -184,14 +189,14 @@ _BEGIN = f"""
     select (select count(*) from mine) as mine, (select count(*) from begun) as done"""
 _BEGIN_FREE = _BEGIN.format(where="")
 # A decision already consumed counts where the record shows that this very beginning did it: it's sent again when
-# the connection was lost before the answer.
+# the connection was lost before the answer. So does a result that a person gave: with it, nothing runs.
 _BEGIN_DECIDED = _BEGIN.replace(
     "), begun as",
     """), decided as (
         update approvals set status = 'consumed', consumed_at = coalesce(consumed_at, now())
         where step_id = $1 and position = $3 and kind = $9 and digest = $10 and exists (select from mine)
-        and (status = 'decided' or (status = 'consumed' and exists (
-            select from units where step_id = $1 and position = $3 and attempt = $2)))
+        and (status = 'decided' or (status = 'consumed' and (verdict = 'result' or exists (
+            select from units where step_id = $1 and position = $3 and attempt = $2))))
         returning 1), begun as""",
 ).format(where="where exists (select from decided)")
 
@@ -212,7 +217,8 @@ _LOAD = """
 class DatabaseLedger:
     """The ledger in our database, for the process that holds the step's lease.
 
-    While the database is away, each operation is tried again for ``patience`` seconds.
+    While the database is away, each operation is tried again for ``patience`` seconds; what was done is recorded
+    however long that takes.
     """
 
     def __init__(self, database: Database, lease: Lease, store: ObjectStore, patience: float = PATIENCE) -> None:
@@ -251,15 +257,15 @@ class DatabaseLedger:
         return None
 
     async def finish(self, position: str, result: Any) -> None:
-        text, reference = json.dumps(result), None
-        if len(text) > LARGE or "NaN" in text or "Infinity" in text:  # which are no JSON to the database
-            reference = await self._store.put_content(
-                text.encode(), prefix="units", suffix=".json", content_type="application/json"
-            )
+        text, elsewhere = json.dumps(result), None
+        strange = "NaN" in text or "Infinity" in text  # which are no JSON to the database
+        if len(text) > LARGE or strange:
+            elsewhere = await self._stored(text, strange)
         forgiving = self._lease.crashes > 0
         sql = _FINISH.format(fence=_FENCE_FORGIVING if forgiving else _FENCE)
-        stored = None if reference is None else reference.model_dump_json()
-        if not await self._fenced(sql, [position, None if reference else text, stored]):
+        # What was done, and paid for, is not thrown away: it is tried for as long as this process lives.
+        values = [position, None if elsewhere else text, elsewhere]
+        if not await self._fenced(sql, values, patience=math.inf):
             raise TimestepError(f"No unit was begun at '{position}' of step '{self.step_id}'.")
         if forgiving:
             self._lease.crashes = 0
@@ -280,13 +286,24 @@ class DatabaseLedger:
         if connection is not None:
             await connection.close()
 
-    async def _fenced(self, sql: str, values: list[Any]) -> bool:
+    async def _stored(self, text: str, strange: bool) -> str | None:
+        """Where a result lies, as JSON; None for beside the unit, where storage is away."""
+        try:
+            reference = await self._store.put_content(
+                text.encode(), prefix="units", suffix=".json", content_type="application/json"
+            )
+        except StorageError as error:
+            logger.warning("A result of step %s is kept in the database: %s", self.step_id, error)
+            return json.dumps({"text": text}) if strange else None
+        return reference.model_dump_json()
+
+    async def _fenced(self, sql: str, values: list[Any], patience: float | None = None) -> bool:
         """Whether the statement found what it changes; the process ends where the step isn't ours any more."""
 
         async def work(connection: asyncpg.Connection) -> Any:
             return await connection.fetchrow(sql, self.step_id, self._lease.attempt, *values)
 
-        row = await self._patiently(work)
+        row = await self._patiently(work, patience)
         if not row["mine"]:
             self._lease.superseded()
         return bool(row["done"])
@@ -301,9 +318,11 @@ class DatabaseLedger:
         )
         for row in await connection.fetch(_LOAD, self.step_id):
             values = dict(row)
-            reference = values.pop("result_reference")
-            if reference is not None:
-                self._large[row["position"]] = Reference.model_validate_json(reference)
+            elsewhere = json.loads(values.pop("result_reference") or "null")
+            if elsewhere is not None and "text" in elsewhere:
+                values["result"] = elsewhere["text"]
+            elif elsewhere is not None:
+                self._large[row["position"]] = Reference.model_validate(elsewhere)
             for name in ("request", "result"):
                 values[name] = None if values[name] is None else json.loads(values[name])
             self._known.units[row["position"]] = Recorded(**values)
@@ -316,10 +335,10 @@ class DatabaseLedger:
             self._large.pop(unit.position, None)
         return self._known.units[unit.position]
 
-    async def _patiently(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    async def _patiently(self, work: Callable[[asyncpg.Connection], Awaitable[T]], patience: float | None = None) -> T:
         """Do the work on our connection, one at a time; again while the database is away."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience
+        deadline = loop.time() + (self._patience if patience is None else patience)
         while True:
             try:
                 async with self._turn:
@@ -331,7 +350,7 @@ class DatabaseLedger:
 
     async def _connected(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._database.connect(timeout=10)
+            self._connection = await self._database.connect(timeout=10, command_timeout=COMMAND_SECONDS)
         try:
             return await work(self._connection)
         except (*AWAY, asyncio.CancelledError):
