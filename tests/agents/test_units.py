@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from timestep.agents import units
-from timestep.agents.ledger import Begin, MemoryLedger
+from timestep.agents.ledger import Begin, MemoryLedger, Recorded
 from timestep.agents.units import fingerprint, unit
 
 BEGIN = Begin("a/0", "tool-call", "tool", "f")
@@ -59,6 +59,32 @@ async def test_what_was_done_is_recorded_though_nobody_waits_any_more() -> None:
     await asyncio.sleep(0.1)
     recorded = await ledger.begin(BEGIN)
     assert recorded is not None and recorded.result == 1
+
+
+class Superseded(MemoryLedger):
+    """The ledger of an attempt whose successor begins while the unit waits for ``seconds``."""
+
+    seconds = 0.0
+
+    async def begin(self, call: Begin) -> Recorded | None:
+        begun = await super().begin(call)
+        await asyncio.sleep(self.seconds)
+        return begun
+
+    async def check(self) -> None:
+        raise asyncio.CancelledError("superseded")
+
+
+async def test_one_that_was_stopped_before_its_call_looks_again_whether_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(units, "TRUST_SECONDS", 0.1)
+    ledger, call = Superseded(), Counter()
+    assert await unit(ledger, BEGIN, call) == 1, "at once, the record has just been asked"
+    ledger.seconds = 0.2
+    with pytest.raises(asyncio.CancelledError, match="superseded"):
+        await unit(ledger, Begin("a/1", "tool-call", "tool", "f"), call)
+    assert call.count == 1
 
 
 def test_fingerprint_is_of_the_json_not_of_its_order() -> None:

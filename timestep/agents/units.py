@@ -7,6 +7,7 @@ record makes no task run.
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from datetime import date, datetime
@@ -23,6 +24,7 @@ from timestep.agents.ledger import Begin, Ledger
 
 Call = Callable[[], Awaitable[Any]]
 PATIENCE = 120.0  # seconds that a unit which has not begun waits for Prefect
+TRUST_SECONDS = 1.0  # from the beginning on the record, that nobody else is taken to have begun the unit
 KINDS = ("model-call", "tool-call", "epoch", "training")
 
 # The live part of a unit travels beside Prefect's parameters, which would be visited and hashed.
@@ -54,12 +56,15 @@ async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
         UnitChangedError: another request is recorded at this position.
         ConflictError: the call may not run: no decision of a person lets it.
     """
+    asked = time.monotonic()
     recorded = await ledger.begin(begin)
     if recorded is not None:
         return recorded.result
     results: list[Any] = []
 
     async def work() -> None:
+        if time.monotonic() - asked > TRUST_SECONDS:  # it waited for Prefect, or was stopped
+            await ledger.check()
         result = await call()
         # Within the task: what Prefect shows as completed is on the record. Shielded: what was done is recorded,
         # even if nobody waits for it any more, such as a parallel call of one that failed.
