@@ -3,7 +3,7 @@
 The zygote is forked from the worker right after the imports, while there is one thread and no event loop, and it
 stays so: a fork of it is as good as a new interpreter. Zygote and worker talk JSON lines over a socket pair:
 ``{"warm"}`` says that the imports are done; ``{"id", "environment", "cwd", "quiet"}`` asks for a flow run, which
-``{"id", "pid"}`` and later ``{"pid", "code"}`` answer.
+``{"id", "pid"}`` and later ``{"pid", "code"}`` answer; ``{"id", "error"}`` where it can't be forked.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class Zygote:
         return not self._listening.done() and not self._warm.cancelled()
 
     async def start(self, environment: dict[str, str], cwd: Path, *, quiet: bool) -> ForkedProcess:
-        """Fork a flow run. ConnectionError when the zygote has died."""
+        """Fork a flow run. ConnectionError when the zygote has died, OSError where the machine lets it start none."""
         if not await self.is_usable():
             raise ConnectionError("The process that starts flow runs has died.")
         self._count += 1
@@ -110,6 +110,8 @@ class Zygote:
                 message = json.loads(line)
                 if "warm" in message:
                     self._warm.set_result(None)
+                elif "error" in message:
+                    self._asked.pop(message["id"]).set_exception(OSError(message["error"]))
                 elif "id" in message:
                     process = self._running[message["pid"]] = ForkedProcess(message["pid"])
                     self._asked.pop(message["id"]).set_result(process)
@@ -174,7 +176,11 @@ def _serve(connection: socket.socket) -> int:
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
                 request = json.loads(line)
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # no process or memory left: those that run shall go on
+                    _tell(connection, {"id": request["id"], "error": f"No process can be started: {error}"})
+                    continue
                 if pid == 0:
                     connection.close()
                     os.close(waking)

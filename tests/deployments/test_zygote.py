@@ -101,6 +101,35 @@ def test_random_numbers_differ_between_flow_runs() -> None:
     assert set(first.split()).isdisjoint(second.split())
 
 
+def test_where_no_process_can_be_started_those_that_run_go_on() -> None:
+    engine = """
+def engine(*_, **__):
+    import time
+    time.sleep(1)
+fork, forked = os.fork, []
+def limited():
+    # The zygote itself and its first flow run: the machine has room for no more.
+    forked.append(None)
+    if len(forked) == 3:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = limited
+"""
+    body = """
+process = await forks.start(environment, Path("/tmp"), quiet=False)
+try:
+    await forks.start(environment, Path("/tmp"), quiet=False)
+except OSError as error:
+    print(error)
+print(await process.wait(), await (await forks.start(environment, Path("/tmp"), quiet=False)).wait())"""
+    done = worker(body, engine)
+    assert done.stdout.splitlines() == [
+        "No process can be started: [Errno 11] Resource temporarily unavailable",
+        "0 0",
+        "worker ends",
+    ], done.stderr
+
+
 def test_when_the_zygote_dies_its_flow_runs_are_ended_and_the_worker_learns_it() -> None:
     engine = "def engine(*_, **__):\n    import time; time.sleep(60)"
     body = """
