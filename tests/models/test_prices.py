@@ -7,7 +7,10 @@ import pytest
 from agents import Usage
 from openai.types.responses.response_usage import InputTokensDetails
 
+from timestep.agents.model_calls import _api_url
+from timestep.models.ollama import OllamaModelProvider
 from timestep.models.prices import cost
+from timestep.settings import Settings
 
 TOKENS = Usage(requests=1, input_tokens=1000, output_tokens=100, total_tokens=1100)
 
@@ -49,3 +52,23 @@ def test_a_server_on_this_machine_costs_nothing() -> None:
 @pytest.mark.parametrize("model", ["gpt-of-tomorrow", "ours/llama-3-70b", "ollama/gpt-oss:120b-cloud", "PlannedModel"])
 def test_an_unknown_price_is_not_nothing(model: str) -> None:
     assert cost(model, TOKENS) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "url"),
+    [
+        ("ollama/kimi-k2.5:cloud", None),
+        ("ollama/gpt-oss:120b-cloud", "http://127.0.0.1:11434/v1"),
+        ("gpt-oss:120b-cloud", "http://127.0.0.1:11434/v1"),
+        ("ollama/qwen3", "https://ollama.com/v1"),
+        ("kimi-k2.5", "https://ollama.com/v1"),
+    ],
+)
+def test_ollamas_cloud_is_not_free_whichever_way_it_is_asked(model: str, url: str | None) -> None:
+    assert cost(model, TOKENS, url) is None
+    assert cost("ollama/qwen3", TOKENS, "http://lab:11434/v1") == 0.0
+
+
+async def test_a_key_alone_sends_every_name_to_the_cloud_and_no_price_is_made_up() -> None:
+    model = OllamaModelProvider(api_key="none", settings=Settings(ollama_host=None)).get_model("qwen3")
+    assert cost("ollama/qwen3", TOKENS, _api_url(model)) is None

@@ -22,7 +22,7 @@ from timestep.settings import Settings
 OLLAMA_PORT = 11434
 OLLAMA_CLOUD = "https://ollama.com"
 # Of a name whose model runs in Ollama's cloud: gpt-oss:120b-cloud, kimi-k2.5:cloud. There it has the name without.
-_CLOUD_SUFFIX = re.compile(r"[:-]cloud$")
+CLOUD_SUFFIX = re.compile(r"[:-]cloud$")
 
 # Names of the versions that answered, noted here for whoever set a list; the Agents SDK drops them.
 answered: ContextVar[list[str]] = ContextVar("answered")
@@ -95,8 +95,8 @@ def ollama(model: str, host: str | None = None, api_key: str | None = None) -> t
     With a key, names that end in ``-cloud`` or ``:cloud`` are at ollama.com; so is every name where no ``host`` is
     given. Without a key a cloud name goes to the local Ollama, which passes it on when it is signed in.
     """
-    if api_key and (host is None or _CLOUD_SUFFIX.search(model)):
-        return Endpoint(f"{OLLAMA_CLOUD}/v1", api_key), _CLOUD_SUFFIX.sub("", model)
+    if api_key and (host is None or CLOUD_SUFFIX.search(model)):
+        return Endpoint(f"{OLLAMA_CLOUD}/v1", api_key), CLOUD_SUFFIX.sub("", model)
     return Endpoint(f"{_ollama_url(host)}/v1"), model
 
 

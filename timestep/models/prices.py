@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 from agents import Usage
 
+from timestep.models.endpoints import CLOUD_SUFFIX, OLLAMA_CLOUD
 from timestep.models.routing import PREFIX
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_OLLAMA, _CLOUD = "ollama/", "-cloud"
+_OLLAMA, _OLLAMA_CLOUD = "ollama/", urlsplit(OLLAMA_CLOUD).hostname
 # Prefixes of the Agents SDK that say which client is used, not who is paid.
 _CLIENTS = ("litellm/", "any-llm/")
 
@@ -24,10 +25,14 @@ def cost(model: str, usage: Usage, api_url: str | None = None) -> float | None:
         usage: Tokens of the call; cached input tokens have a price of their own.
         api_url: Where the call went, if that is known; a server on this machine is free.
     """
-    if model.startswith(PREFIX) or (api_url is not None and urlsplit(api_url).hostname in _LOOPBACK):
+    host = None if api_url is None else urlsplit(api_url).hostname
+    if model.startswith(PREFIX):
         return 0.0
-    if model.startswith(_OLLAMA):
-        return None if model.endswith(_CLOUD) else 0.0
+    # Ollama's cloud has plans, no prices; an Ollama on this machine passes on what runs there.
+    if host == _OLLAMA_CLOUD or CLOUD_SUFFIX.search(model):
+        return None
+    if host in _LOOPBACK or model.startswith(_OLLAMA):
+        return 0.0
     for client in _CLIENTS:
         model = model.removeprefix(client)
     provider, slash, name = model.partition("/")
