@@ -81,9 +81,9 @@ async def test_who_stops_listening_cancels_the_call() -> None:
 
         ledger = await MemoryAttempts().open()
         agent = Agent(name="outer", model=PlannedModel([[("consult", {})], "done"]), tools=[consult])
-        assert (await run(new_step(ledger), agent)).final_output == "done"
-        unit = ledger.known("outer/0/0/inner/0")
-        assert unit is None or not unit.finished
+        step = new_step(ledger)
+        assert (await run(step, agent)).final_output == "done"
+        assert [call.position for call in step.calls] == ["outer/0", "outer/0/0", "outer/1"]
 
 
 async def test_runs_that_hooks_start_have_a_place_of_their_own(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ async def test_runs_that_hooks_start_have_a_place_of_their_own(tmp_path: Path) -
     for attempt in (1, 2):
         step = new_step(await attempts.open(), attempt=attempt)
         await run(step, agent)
-        assert [call.position for call in step.calls] == ["a/0", "hook/helper/0"]
+        assert [call.position.partition("#")[0] for call in step.calls] == ["a/0", "hook/"]
     assert executed(log) == {"model a after 0": 1, "model helper after 0": 1}
 
 
