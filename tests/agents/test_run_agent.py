@@ -62,6 +62,13 @@ async def test_a_run_ends_with_the_sdks_own_result(stream: bool, done: list[str]
 
 
 @both
+async def test_a_run_config_may_be_a_dictionary_as_with_the_sdks_runner(stream: bool, done: list[str]) -> None:
+    config = {"workflow_name": "w", "tracing_disabled": True}
+    result = await run_agent(clerk(done, needs_approval=False), "go", stream=stream, run_config=config)
+    assert (await consume_result(result)).final_output == "all sent"
+
+
+@both
 async def test_a_run_that_waits_returns_and_goes_on_from_its_state(stream: bool, done: list[str]) -> None:
     agent = clerk(done)
     result = await consume_result(await run_agent(agent, "go", stream=stream))

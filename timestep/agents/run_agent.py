@@ -20,6 +20,7 @@ from agents import (
 )
 from agents.memory import Session
 from agents.result import RunResultBase
+from agents.run_config import _coerce_run_config
 
 from timestep.errors import InterruptionException, UsageError
 from timestep.models.providers import MultiModelProvider
@@ -38,7 +39,7 @@ async def run_agent(
     stream: bool = False,
     *,
     model_provider: ModelProvider | None = None,
-    run_config: RunConfig | None = None,
+    run_config: RunConfig | dict[str, Any] | None = None,
     on_interruption: OnInterruption = "return",
     **options: Any,
 ) -> RunResult | RunResultStreaming:
@@ -50,7 +51,7 @@ async def run_agent(
         session: The SDK's session that holds the conversation, such as a ``SQLAlchemySession``.
         stream: Return at once; the events are in ``result.stream_events()``.
         model_provider: Finds models by name; default: ``MultiModelProvider()``, or that of ``run_config``.
-        run_config: The SDK's. A plain ``MultiProvider`` in it learns our prefixes.
+        run_config: The SDK's, or a dictionary of its fields. A plain ``MultiProvider`` in it learns our prefixes.
         on_interruption: ``return``: waiting calls are in ``result.interruptions``. ``raise``:
             InterruptionException, of a stream when it is consumed.
         options: As of the SDK's ``Runner.run``: ``context``, ``max_turns`` (10), ``hooks``, ``error_handlers``, …
@@ -103,9 +104,10 @@ def _checked(result: Result, on_interruption: OnInterruption) -> Result:
     return result
 
 
-def _configured(config: RunConfig | None, provider: ModelProvider | None) -> RunConfig:
-    if config is None:
+def _configured(given: RunConfig | dict[str, Any] | None, provider: ModelProvider | None) -> RunConfig:
+    if given is None:
         return RunConfig(model_provider=provider or MultiModelProvider())
+    config = _coerce_run_config(given)
     if provider is None and type(config.model_provider) is MultiProvider:
         provider = _with_our_prefixes(config.model_provider)
     return config if provider is None else dataclasses.replace(config, model_provider=provider)
