@@ -11,6 +11,7 @@ from agents import Agent, ModelSettings, RunConfig, RunResult, RunState, UserErr
 from agents.items import TResponseInputItem
 
 from timestep.agents.declarations import idempotent, once
+from timestep.agents.guardrails import REFUSALS, refusal
 from timestep.agents.interruptions import decided
 from timestep.agents.mcp import connected
 from timestep.agents.runner import runner
@@ -35,7 +36,8 @@ async def run_durably(
 
     Raises:
         UnitChangedError: the step is started again, and asks something else than before.
-        TimestepError: a model that refused, a call that was decided to fail. Errors of the SDK come as they are.
+        TimestepError: a model that refused, a guardrail that did, a call that was decided to fail. Other errors of the
+            SDK come as they are.
     """
     root = step.runs[""] = Run(step)
     # One group, so that a provider's prompt cache knows the step's calls as belonging together.
@@ -56,4 +58,8 @@ async def run_durably(
         # The SDK's words around an error of ours, such as one of storage within a tool.
         if isinstance(error.__cause__, TimestepError):
             raise error.__cause__ from None
+        if isinstance(error.__cause__, REFUSALS):
+            raise refusal(error.__cause__) from error.__cause__
         raise
+    except REFUSALS as error:
+        raise refusal(error) from error

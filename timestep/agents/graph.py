@@ -1,5 +1,6 @@
 """An agent graph cloned for one run, circles included: models, tools, guardrails and instructions are recorded."""
 
+import asyncio
 import copy
 import inspect
 from collections.abc import Awaitable, Callable
@@ -14,8 +15,10 @@ from timestep.agents.ledger import Begin
 from timestep.agents.local_tools import local_tool
 from timestep.agents.model_calls import DurableModel
 from timestep.agents.step import Limits, Run, Scope, Stop, part
-from timestep.agents.tool_calls import durable_tool
+from timestep.agents.tool_calls import durable_tool, idempotency_key
+from timestep.agents.tools import keyed
 from timestep.agents.units import fingerprint
+from timestep.errors import TimestepError
 
 
 class Graph:
@@ -78,20 +81,39 @@ class Graph:
         invoke, known = target.on_invoke_handoff, target._agent_ref
 
         async def on_invoke_handoff(context: RunContextWrapper[Any], arguments: str) -> Agent[Any]:
-            there = known() if known is not None else None
-            if not isinstance(there, Agent):
-                return self.clone(await invoke(context, arguments))  # only its own function knows where to
+            made: list[Agent[Any]] = []
 
             async def hand_over() -> str:
-                return str((await invoke(context, arguments)).name)
+                made.append(await invoke(context, arguments))
+                return str(made[0].name)
 
             # What the author does at a handoff is done once, like a tool's call.
-            await self._recorded("handoff", source, self._run.turn - 1, hand_over, target.tool_name, arguments)
+            turn = self._run.turn - 1
+            name = await self._recorded("handoff", source, turn, hand_over, target.tool_name, arguments)
+            there = known() if known is not None else next(iter(made), None) or self._known(name)
+            if not isinstance(there, Agent):
+                # On a replay only its own function may know where to. It has the same key as the first time.
+                with keyed(self._key(source, turn, "handoff")):
+                    there = await invoke(context, arguments)
             return self.clone(there)
 
         copied = copy.copy(target)
         copied.on_invoke_handoff = on_invoke_handoff
         return copied
+
+    def _known(self, name: str) -> Agent[Any] | None:
+        """The agent of that name among those of the run, and those that they hand off to."""
+        agents = [
+            *self._originals,
+            *(to for agent in self._originals for to in agent.handoffs if isinstance(to, Agent)),
+        ]
+        return next((agent for agent in agents if agent.name == name), None)
+
+    def _position(self, agent: Agent[Any], turn: int, what: str) -> str:
+        return f"{self._run.at(agent.name, turn)}/{what}"
+
+    def _key(self, agent: Agent[Any], turn: int, what: str) -> str:
+        return idempotency_key(self._run.step.step_id, self._position(agent, turn, what))
 
     def _remembered(self, what: str, agent: Agent[Any], function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         """A function of the author's whose result is recorded: a clock in it must not change the request on resume."""
@@ -118,15 +140,23 @@ class Graph:
         self, what: str, agent: Agent[Any], turn: int, call: Callable[[], Awaitable[Any]], *asked: str
     ) -> Any:
         """A result in the ledger alone: it shows as no task."""
-        step, position = self._run.step, f"{self._run.at(agent.name, turn)}/{what}"
+        step, position = self._run.step, self._position(agent, turn, what)
         try:
             recorded = await step.ledger.begin(Begin(position, what, agent.name, fingerprint([what, *asked])))
         except Exception as error:
             raise Stop(error) from error
         if recorded is not None:
             return recorded.result["value"]
-        with Scope(step, f"{position}/").entered():
-            value = await call()
+        seconds = step.policy.tool_timeout
+        with Scope(step, f"{position}/").entered(), keyed(self._key(agent, turn, what)):
+            try:
+                async with asyncio.timeout(seconds) as limit:
+                    value = await call()
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise  # the author's own
+                why = f"The {what} of agent '{agent.name}' did not end within {seconds:g} s. Raise tool_timeout."
+                raise Stop(TimestepError(why)) from error
         try:
             await step.ledger.finish(position, {"value": value})
         except Exception as error:

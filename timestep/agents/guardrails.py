@@ -5,9 +5,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from agents import (
+    InputGuardrailTripwireTriggered,
+    OutputGuardrailTripwireTriggered,
+    ToolInputGuardrailTripwireTriggered,
+    ToolOutputGuardrailTripwireTriggered,
+)
+
 from timestep.agents.step import Scope, part, present
+from timestep.errors import TimestepError
 
 G = TypeVar("G")
+# What the SDK raises where a guardrail stops a run. Its sentences name classes of its own.
+REFUSALS = (
+    InputGuardrailTripwireTriggered,
+    OutputGuardrailTripwireTriggered,
+    ToolInputGuardrailTripwireTriggered,
+    ToolOutputGuardrailTripwireTriggered,
+)
 
 _SCOPED = "timestep_scoped"
 
@@ -40,3 +55,17 @@ def _scoped(guardrail: G, name: str, place: str, where: Callable[..., str]) -> G
     setattr(checked, _SCOPED, True)
     copied: G = replace(guardrail, guardrail_function=checked, name=name)  # type: ignore[type-var]
     return copied
+
+
+def refusal(error: Exception) -> TimestepError:
+    """One of ``REFUSALS`` in words for people: which guardrail, of what, and what it noted where that is text."""
+    if isinstance(error, InputGuardrailTripwireTriggered | OutputGuardrailTripwireTriggered):
+        name, output = error.guardrail_result.guardrail.get_name(), error.guardrail_result.output
+        what = "input" if isinstance(error, InputGuardrailTripwireTriggered) else "output"
+    else:
+        assert isinstance(error, ToolInputGuardrailTripwireTriggered | ToolOutputGuardrailTripwireTriggered)
+        name, output = error.guardrail.get_name(), error.output  # type: ignore[assignment]
+        is_input = isinstance(error, ToolInputGuardrailTripwireTriggered)
+        what = "arguments of a tool" if is_input else "output of a tool"
+    note = f": {output.output_info}" if isinstance(output.output_info, str) and output.output_info else "."
+    return TimestepError(f"Guardrail '{name}' refused the {what}{note}")
