@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.flow_runs import asuspend_flow_run
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 FORM = "the form in the Prefect UI"  # who decided, where Prefect doesn't say it
 NOT_RUNNING_SECONDS = 30.0  # a run that was wrongly called crashed is called running again within seconds
 
+# In which a run comes to rest before it is started again: by its end, a crash, or a wait for people.
+STOPS = (StateType.FAILED, StateType.CANCELLED, StateType.CRASHED, StateType.PAUSED)
+
 T = TypeVar("T")
 
 
@@ -42,22 +46,18 @@ class People:
     ) -> None:
         self._approvals = Approvals(database, lease.step_id, lease)
         self._lease, self._deadline, self._default = lease, deadline, default
-        self._forms_read = False
+        self._prepared = False
 
     async def decisions(self, calls: list[PendingCall]) -> dict[str, Decision]:
         """What people have decided of these calls, by position; the others are asked for from now on."""
-        if not self._forms_read:
+        if not self._prepared:
             # Once is enough: no form can be submitted while this process runs. And before anything is asked anew,
             # so that a form never answers what was asked after it.
+            await _patiently(self._forget_failures)
             await _patiently(self._read_forms)
-            self._forms_read = True
+            self._prepared = True
         await _patiently(lambda: self._approvals.ask(calls, self._deadline, self._default))
-        decisions = await _patiently(lambda: self._approvals.decisions(calls))
-        for call in calls:
-            if call.position in decisions and decisions[call.position].verdict is Verdict.FAIL:
-                # It fails the step once: a step that is started again then asks again.
-                await self._approvals.consume(call.position, call.kind)
-        return decisions
+        return await _patiently(lambda: self._approvals.decisions(calls))
 
     async def suspend(self, calls: list[PendingCall]) -> NoReturn:
         """Suspend the flow run with a form for these calls, by Prefect's exception that ends the process.
@@ -74,6 +74,17 @@ class People:
             return not await self._approvals.pending()
 
         await _suspend(self._lease, key, made, decided)
+
+    async def _forget_failures(self) -> None:
+        """A decision to fail counts until it has failed the step, however many processes that takes, and no longer."""
+        if not await self._approvals.failing():
+            return
+        async with get_client() as client:
+            states = await client.read_flow_run_states(UUID(self._lease.step_id))
+        stops = [state for state in states if state.type in STOPS]
+        last = max(stops, key=lambda state: state.timestamp, default=None)
+        if last is not None and last.type in (StateType.FAILED, StateType.CANCELLED):
+            await self._approvals.failed()
 
     async def _read_forms(self) -> None:
         async with get_client() as client:

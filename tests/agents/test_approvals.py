@@ -121,6 +121,28 @@ async def test_a_call_cut_once_more_is_asked_for_once_more(database: Database) -
     assert await asked.pending() == [cut]
 
 
+async def test_a_result_that_a_person_gave_is_not_asked_for_again(database: Database) -> None:
+    asked, given = await step(database), Decision(verdict=Verdict.RESULT, text="paid")
+    await asked.ask([call(Kind.CUT)])
+    await asked.decide("call_0", given, by="one")
+    await consume(database, Kind.CUT)  # and killed before it was recorded as the call's
+    await asked.ask([call(Kind.CUT)])
+    assert await asked.pending() == []
+    assert await asked.decisions([call(Kind.CUT)]) == {"cleaner/0/0": given}
+
+
+async def test_a_decision_to_fail_counts_until_it_has_failed_the_step(database: Database) -> None:
+    asked, fail = await step(database), Decision(verdict=Verdict.FAIL, text="no")
+    await asked.ask([call(Kind.CUT)])
+    assert not await asked.failing()
+    await asked.decide("call_0", fail, by="one")
+    await asked.ask([call(Kind.CUT)])
+    assert await asked.decisions([call(Kind.CUT)]) == {"cleaner/0/0": fail} and await asked.failing()
+    await asked.failed()
+    await asked.ask([call(Kind.CUT)])
+    assert await asked.pending() == [call(Kind.CUT)] and not await asked.failing()
+
+
 async def test_what_fits_no_call_is_refused_in_words(database: Database) -> None:
     asked = await step(database)
     await asked.ask([call(number=0), call(Kind.QUESTION, number=1, question="Where?"), call(Kind.CUT, number=2)])

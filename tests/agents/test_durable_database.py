@@ -1,5 +1,6 @@
 """Steps on the ledger and the decisions of a real PostgreSQL, killed and started again as another attempt."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.approvals import Approvals
 from timestep.agents.durable import once
 from timestep.agents.ledger import MemoryLedger
+from timestep.agents.tool_calls import cut_call
 from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, UnitChangedError
@@ -117,6 +119,46 @@ async def test_a_cut_call_that_was_cut_again_is_asked_for_again(attempts: Attemp
     assert executed(log) == {"tool x": 4}
 
 
+async def test_a_result_that_a_person_gave_outlives_another_crash(attempts: Attempts, tmp_path: Path) -> None:
+    log, table = tmp_path / "log", Table(attempts, Verdict.RESULT)
+    agent = caller(once(remember(log)), arguments={"text": "x"})
+    with pytest.raises(Killed):
+        await run(new_step(MortalLedger(await attempts.open(), at=4), decide=table), agent)
+    with pytest.raises(Killed):  # between the beginning, which consumes the decision, and the end
+        await run(new_step(MortalLedger(await attempts.open(), at=3), decide=table), agent)
+    assert await table.rows() == {("a/0/0", Kind.CUT): "consumed"}
+    table.cut = Verdict.RUN_AGAIN  # what they would say now: nobody asks them
+    step = new_step(await attempts.open(), decide=table)
+    await run(step, agent)
+    assert output_of(step) == "given" and executed(log) == {"tool x": 1}
+
+
+@pytest.mark.parametrize(("tool", "verdict", "output", "runs"), [
+    ("remember", Verdict.RUN_AGAIN, "remembered x", 2),
+    ("remember", Verdict.RESULT, "given", 1),
+    ("another", Verdict.RESULT, "remembered x", 2),
+])  # fmt: skip
+async def test_where_changes_are_accepted_the_decision_is_of_the_call_that_was_cut(
+    attempts: Attempts, tmp_path: Path, tool: str, verdict: Verdict, output: str, runs: int
+) -> None:
+    log, table = tmp_path / "log", Table(attempts, verdict)
+    agent = caller(once(remember(log)), arguments={"text": "x"})
+    with pytest.raises(Killed):
+        await run(new_step(MortalLedger(await attempts.open(), at=4), decide=table), agent)
+    # As if the code had made another call there, then.
+    request = json.dumps({"tool": tool, "arguments": '{"text": "before"}', "agent": "a", "call_id": "c"})
+    await attempts.execute("update units set name = $1, request = $2, fingerprint = 'f' where once", tool, request)
+    with pytest.raises(UnitChangedError):
+        await run(new_step(await attempts.open(), decide=table), agent)
+    await attempts.execute("update steps set accept_changes = true")
+    ledger = await attempts.open()
+    # Before anything runs, as a step does it: decisions are asked for up front.
+    step = new_step(ledger, decide=table, decisions=await table([cut_call(unit) for unit in ledger.cut()]))
+    await run(step, agent)
+    assert output_of(step) == output and executed(log) == {"tool x": runs}
+    assert await table.rows() == {("a/0/0", Kind.CUT): "consumed"}
+
+
 async def test_a_decision_used_by_another_process_lets_nothing_run(attempts: Attempts, tmp_path: Path) -> None:
     log = tmp_path / "log"
     tool = remember(log, name_override="pay", needs_approval=True)
@@ -124,7 +166,7 @@ async def test_a_decision_used_by_another_process_lets_nothing_run(attempts: Att
 
     async def decided_and_used(calls: list[PendingCall]) -> dict[str, Decision]:
         decisions = await table(calls)
-        await table.approvals.consume("a/0/0", Kind.APPROVAL)
+        await attempts.execute("update approvals set status = 'consumed'")
         return decisions
 
     with pytest.raises(ConflictError, match="'pay' at 'a/0/0' was used already"):

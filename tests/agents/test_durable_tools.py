@@ -28,6 +28,8 @@ from timestep.agents.ask import ask_user
 from timestep.agents.declarations import retries, runs_once
 from timestep.agents.durable import CallPolicy, idempotent, once, run_durably
 from timestep.agents.ledger import MemoryLedger
+from timestep.agents.step import Run
+from timestep.agents.tool_calls import durable_tool
 from timestep.agents.tools import StepContext, idempotency_key
 from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.errors import TimestepError, UnitChangedError, UsageError
@@ -328,6 +330,17 @@ async def test_a_call_that_its_policy_let_pass_is_an_ordinary_one(tmp_path: Path
     assert [call.kind for call in decide.asked] == [Kind.APPROVAL]
     step = await cut.resume(crew(Decision(verdict=Verdict.RESULT, text="given")))
     assert output_of(step) == "given"
+
+
+async def test_what_a_policy_let_pass_is_no_later_call_with_its_id(tmp_path: Path) -> None:
+    async def large(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
+        return len(arguments["text"]) > 3
+
+    # The SDK's runner refuses an id that comes again; other engines don't.
+    of = Run(new_step(MemoryLedger("s")))
+    tool: Any = durable_tool(remember(tmp_path / "log", needs_approval=large), of)
+    assert not await tool.needs_approval(None, {"text": "x"}, "call_1") and of.unattended == {"call_1"}
+    assert await tool.needs_approval(None, {"text": "large"}, "call_1") and of.unattended == set()
 
 
 # What people decide.

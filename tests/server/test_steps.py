@@ -13,18 +13,20 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import text
 
+from flows.waiting import People
 from tests.agents.test_events import away
 from tests.postgres import postgres_url
 from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
 from timestep import steps
 from timestep.agents.events import PER_ATTEMPT
-from timestep.agents.waiting import Kind
+from timestep.agents.waiting import Decision, Kind, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes
-from timestep.steps import decisions
+from timestep.steps import CallDecision, decisions
 
 __all__ = ["postgres_url"]
 
@@ -337,7 +339,7 @@ async def test_cancelling_and_starting_again(make: Make) -> None:
     with pytest.raises(ConflictError, match="waits for a person"):
         await steps.resume(step.client, step.database, step.id)
     for _ in range(2):
-        await steps.cancel(step.client, step.id)
+        await steps.cancel(step.client, step.database, step.id)
     assert (await step.states())[-1] == "Cancelled"
     await steps.resume(step.client, step.database, step.id, accept_changes=True)
     assert (await step.states())[-1] == "Scheduled"
@@ -346,11 +348,35 @@ async def test_cancelling_and_starting_again(make: Make) -> None:
     with pytest.raises(ConflictError, match="only one that failed or was cancelled"):
         await steps.resume(step.client, step.database, step.id)
     await step.reach(StateType.CRASHED)
-    await steps.cancel(step.client, step.id)
+    await steps.cancel(step.client, step.database, step.id)
     assert (await step.states())[-1] == "Cancelled"
     await step.reach(StateType.COMPLETED)
     with pytest.raises(ConflictError, match="succeeded already"):
-        await steps.cancel(step.client, step.id)
+        await steps.cancel(step.client, step.database, step.id)
+
+
+async def test_a_decision_to_fail_is_kept_until_the_step_has_failed(make: Make, stage: Stage) -> None:
+    step, cut = await make(), call(Kind.CUT)
+    fail = Decision(verdict=Verdict.FAIL, text="no")
+
+    async def decided() -> dict[str, Decision]:
+        """As the next process of the step has it."""
+        with temporary_settings({PREFECT_API_URL: stage.prefect_api}):
+            return await People(step.database, step).decisions([cut])  # type: ignore[arg-type]
+
+    step.step_id, step.attempt = step.name, 1
+    await step.reach(StateType.FAILED)  # for another reason, earlier
+    await step.reach(StateType.RUNNING)
+    await step.ask(cut)
+    await step.suspend(cut)
+    await steps.decide(step.client, step.database, step.id, [CallDecision(**fail.model_dump())], by="ada")
+    for state in (StateType.RUNNING, StateType.CRASHED, StateType.RUNNING):
+        await step.reach(state)
+        assert await decided() == {cut.position: fail}
+    await step.reach(StateType.FAILED)
+    await steps.resume(step.client, step.database, step.id)
+    assert await decided() == {}
+    assert len((await steps.view(step.client, step.database, step.id, "")).pending) == 1
 
 
 async def test_tokens_arrive_before_the_step_ends(make: Make, http: httpx.AsyncClient) -> None:

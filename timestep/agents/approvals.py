@@ -64,7 +64,7 @@ class Approvals:
         """Ask for these calls; repeated for equal calls, nothing changes.
 
         A decision for other arguments doesn't count: that call is asked for anew. So is a call that was cut once
-        more, after a person had told it to run again.
+        more, after a person had told it to run again; and one that failed its step, once that is started again.
 
         Args:
             calls: What waits.
@@ -81,7 +81,7 @@ class Approvals:
             set_={**fresh, "created_at": func.now()},
             where=or_(
                 _rows.digest != statement.excluded.digest,
-                and_(_rows.kind == Kind.CUT.value, _rows.status == CONSUMED),
+                and_(_rows.kind == Kind.CUT.value, _rows.status == CONSUMED, _rows.verdict != Verdict.RESULT.value),
             ),
         )
         async with self._database.session() as session:
@@ -142,14 +142,13 @@ class Approvals:
             for row in await self._read()
         ]
 
-    async def consume(self, position: str, kind: Kind) -> None:
-        """Note that a decision which begins no call, such as ``fail``, has been acted upon."""
-        at = and_(
-            _rows.step_id == self._step_id,
-            _rows.position == position,
-            _rows.kind == kind.value,
-            _rows.status == DECIDED,
-        )
+    async def failing(self) -> bool:
+        """Whether there is a decision to fail of which nothing is known to have come."""
+        return any(row.status == DECIDED and row.verdict == Verdict.FAIL for row in await self._read())
+
+    async def failed(self) -> None:
+        """Note that the decisions to fail have done so: of a step that is started again, people are asked again."""
+        at = and_(_rows.step_id == self._step_id, _rows.status == DECIDED, _rows.verdict == Verdict.FAIL.value)
         async with self._database.session() as session:
             await session.execute(update(ApprovalRow).where(at).values(status=CONSUMED, consumed_at=func.now()))
 

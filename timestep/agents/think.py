@@ -12,12 +12,12 @@ from prefect.exceptions import Pause
 from storage.store import ObjectStore
 from timestep.agents.attempt import Attempt
 from timestep.agents.durable import CallPolicy, DurableStep, run_durably
-from timestep.agents.ledger import Recorded
 from timestep.agents.plain import plain
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.resolve import ModelResolver
 from timestep.agents.sessions import NotYourTurnError, SessionTurn
 from timestep.agents.step_trace import StepTrace
+from timestep.agents.tool_calls import cut_call
 from timestep.agents.tools import StepContext
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
 from timestep.agents.waiting import Decision, Kind, PendingCall
@@ -129,7 +129,7 @@ async def _run(
     needs_input = orchestrated is None or orchestrated.kind == "agent"
     if needs_input and not (request.input.strip() if isinstance(request.input, str) else request.input):
         raise UsageError("A step in inference mode needs an input. Say what the agent should do.")
-    if cut := [_cut(unit) for unit in step.ledger.cut()]:
+    if cut := [cut_call(unit) for unit in step.ledger.cut()]:
         # Before anything else: what follows may depend on it.
         step.decisions = await step.decide(cut)
     items: list[Any] = [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
@@ -170,19 +170,6 @@ async def _orchestrated(step: DurableStep, what: Any, items: list[Any], options:
 
     ran = await run_controlflow(step, what, items, **options)
     return _Ran(ran.final_output, ran.tool_calls, [{"role": "assistant", "content": ran.text}])
-
-
-def _cut(unit: Recorded) -> PendingCall:
-    """A call that an earlier process began and did not finish, as what a person is asked."""
-    asked = unit.request or {}
-    return PendingCall(
-        position=unit.position,
-        kind=Kind.CUT,
-        call_id=str(asked.get("call_id", unit.position)),
-        agent=str(asked.get("agent", "")),
-        tool=unit.name,
-        arguments=str(asked.get("arguments", "")),
-    )
 
 
 def _status(calls: list[PendingCall]) -> str:

@@ -43,7 +43,9 @@ def durable_tool(tool: Tool, run: Run) -> Tool:
 
         async def needs_approval(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
             needed = await policy(context, arguments, call_id)
-            if not needed:
+            if needed:
+                run.unattended.discard(call_id)  # models give an id to one call after another
+            else:
                 run.unattended.add(call_id)
             return needed
 
@@ -54,6 +56,19 @@ def durable_tool(tool: Tool, run: Run) -> Tool:
 def idempotency_key(step_id: str, position: str) -> str:
     """sha256 (hex) of what a call is: equal whenever the same call is made again, whatever process makes it."""
     return hashlib.sha256(f"{step_id}\n{position}".encode()).hexdigest()
+
+
+def cut_call(unit: Recorded) -> PendingCall:
+    """A call that an earlier process began and did not finish, as what a person is asked."""
+    asked = unit.request or {}
+    return PendingCall(
+        position=unit.position,
+        kind=Kind.CUT,
+        call_id=str(asked.get("call_id", unit.position)),
+        agent=str(asked.get("agent", "")),
+        tool=unit.name,
+        arguments=str(asked.get("arguments", "")),
+    )
 
 
 def _of_call(data: Any) -> str:
@@ -175,12 +190,18 @@ class ToolCall:
             request=asked | {"agent": self.context.agent.name, "call_id": self.context.tool_call_id},
         )
         kind, decision = step.granted.get(self.position, (None, None))
-        if kind is Kind.QUESTION and decision is not None:
-            return begin, decision.text or ""  # nothing runs: that may begin as often as it likes
-        if any(unit.position == self.position for unit in step.ledger.cut()):
-            decision = await self._decide_cut()
-            given = (decision.text or "") if decision.verdict is Verdict.RESULT else None
-            return replace(begin, consume=(Kind.CUT, digest)), given
+        # To a question: nothing runs, and that may begin as often as it likes.
+        given = (decision.text or "") if kind is Kind.QUESTION and decision is not None else None
+        if (cut := step.ledger.known(self.position)) is not None and cut in step.ledger.cut():
+            # Decided of the call on the record. Where changes were accepted, this may be one of other arguments,
+            # and stands in its place; one of another tool has no use for its result.
+            of = cut_call(cut)
+            settled = await self._settled(of)
+            if settled.verdict is Verdict.RESULT and cut.name == begin.name:
+                given = settled.text or ""
+            return replace(begin, consume=(Kind.CUT, of.digest)), given
+        if given is not None:
+            return begin, given
         if kind is Kind.APPROVAL and begin.once:
             return replace(begin, consume=(Kind.APPROVAL, digest)), None
         return begin, None
@@ -195,19 +216,11 @@ class ToolCall:
         approved = self.tool.needs_approval is not False and self.context.tool_call_id not in self.run.unattended
         return approved or runs_once(self.tool)
 
-    async def _decide_cut(self) -> Decision:
+    async def _settled(self, call: PendingCall) -> Decision:
         """What a person says of this call, which a crash has cut; asked up front, as a rule."""
         step = self.run.step
         decision = step.decisions.get(self.position)
         if decision is None:
-            call = PendingCall(
-                position=self.position,
-                kind=Kind.CUT,
-                call_id=self.context.tool_call_id,
-                agent=self.context.agent.name,
-                tool=self.tool.name,
-                arguments=self.arguments,
-            )
             try:
                 decision = (await step.decide([call]))[self.position]
             except Exception as error:
