@@ -9,7 +9,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
 
+from timestep.database import engine as engine_module
 from timestep.database.engine import Database
 from timestep.database.models import Base, ModelRow
 from timestep.errors import ConflictError, ServiceUnavailableError, UsageError
@@ -124,6 +126,21 @@ async def test_connections_cut_by_the_server_are_made_again(database: Database) 
     await connection.close()
     async with database.session() as session:
         assert await session.scalar(text("select 1")) == 1
+
+
+async def test_a_server_that_falls_silent_or_ends_is_away(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "COMMAND_SECONDS", 0.5)
+    fresh = Database(database.timestep_url)
+    for statement in ("select pg_sleep(20)", "select pg_terminate_backend(pg_backend_pid())"):
+        with pytest.raises(ServiceUnavailableError, match="No database answers"):
+            async with fresh.session() as session:
+                await session.execute(text(statement))
+    with pytest.raises(ProgrammingError):
+        async with fresh.session() as session:
+            await session.execute(text("select nothing"))
+    async with fresh.session() as session:
+        assert await session.scalar(text("select 1")) == 1
+    await fresh.close()
 
 
 async def test_a_user_who_may_not_create_databases_is_told(empty_server: str) -> None:

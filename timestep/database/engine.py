@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import Connection, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -21,6 +21,7 @@ _DRIVERS = {"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"
 _NO_PRIVILEGE = "42501"
 # How a server answers that is starting, ending, or full.
 _AWAY = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.TooManyConnectionsError)
+COMMAND_SECONDS = 30.0  # for one statement of a session: longer, and its connection is taken for lost
 # Held while databases are created and tables migrated, so that processes starting together take turns.
 _LOCK = text("select pg_advisory_xact_lock(7489271, 1)")
 
@@ -56,7 +57,10 @@ class Database:
     @cached_property
     def engine(self) -> AsyncEngine:
         """The engine on our database; its pool belongs to the event loop that first used it."""
-        return create_async_engine(self._of(TIMESTEP), pool_pre_ping=True)
+        options = {"command_timeout": COMMAND_SECONDS}
+        engine = create_async_engine(self._of(TIMESTEP), pool_pre_ping=True, connect_args=options)
+        event.listen(engine.sync_engine, "handle_error", self._name_away)
+        return engine
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -68,13 +72,8 @@ class Database:
         async with AsyncSession(self.engine, expire_on_commit=False) as session:
             with self._reached():
                 await session.connection()
-            try:
-                yield session
-                await session.commit()
-            except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise ServiceUnavailableError("database", self.shown) from error
-                raise
+            yield session
+            await session.commit()
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
         """A connection to our database outside the pool, the caller's to close; ``options`` are asyncpg's.
@@ -120,7 +119,8 @@ class Database:
             ServiceUnavailableError: the server can't be reached.
             ConflictError: a newer Timestep has migrated the database.
         """
-        async with self._connected(self.engine) as connection, connection.begin():
+        engine = create_async_engine(self._of(TIMESTEP), poolclass=NullPool)  # a migration takes its time
+        async with self._connected(engine) as connection, connection.begin():
             await connection.execute(_LOCK)
             await connection.run_sync(_upgrade)
 
@@ -140,6 +140,16 @@ class Database:
             yield connection
         finally:
             await connection.close()
+
+    def _name_away(self, context: ExceptionContext) -> ServiceUnavailableError | None:
+        """The error of a statement whose connection is lost, or whose server ends, is full or silent."""
+        error = context.original_exception
+        # The latter as asyncpg raised it; a timeout is an OSError.
+        away = context.is_disconnect or isinstance(error, OSError) or isinstance(error.__cause__, _AWAY)
+        if not away or context.is_pre_ping:
+            return None
+        context.is_disconnect = True
+        return ServiceUnavailableError("database", self.shown)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
