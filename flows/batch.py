@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,18 +12,17 @@ import prefect
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import ObjectNotFound, ParameterTypeError
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
 from pydantic import BaseModel
 
 from flows.step import step
 from flows.support import Services, hold, shown
 from storage.store import ObjectStore
 from timestep import runs
-from timestep.agents.lease import Lease
+from timestep.agents.lease import Lease, alive
 from timestep.agents.types import BatchOutput, StepOutput
-from timestep.errors import DatasetError, TimestepError, UsageError
+from timestep.errors import ConflictError, DatasetError, TimestepError, UsageError
 
 DEPLOYMENT = "step/step"
 
@@ -64,7 +64,7 @@ async def batch(
     if not lines:
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
     async with get_client() as client:
-        running = _Batch(lease, client, asyncio.Semaphore(concurrency), services.settings.storage)
+        running = _Batch(lease, client, asyncio.Semaphore(concurrency), services)
         try:
             results = await asyncio.gather(*(running.line(number, text) for number, text in lines))
         except asyncio.CancelledError:
@@ -105,7 +105,7 @@ class _Batch:
     lease: Lease
     client: PrefectClient
     gate: asyncio.Semaphore
-    storage_url: str
+    services: Services
     running: set[UUID] = field(default_factory=set)
 
     async def line(self, number: int, text: str) -> Line:
@@ -126,7 +126,7 @@ class _Batch:
             self.running.discard(run.id)
             await self.lease.progressed()
         try:
-            output = StepOutput.model_validate(await runs.result(run, self.storage_url))
+            output = StepOutput.model_validate(await runs.result(run, self.services.settings.storage))
         except TimestepError as error:
             return Line(line=number, status="failed", step_id=str(run.id), error=str(error))
         return Line(line=number, status="completed", step_id=str(run.id), output=output)
@@ -134,9 +134,14 @@ class _Batch:
     async def cancel_steps(self) -> None:
         """Cancel the steps under way, if the batch is: one that is interrupted finds them again when it goes on."""
         own = await self.client.read_flow_run(UUID(self.lease.step_id))
-        if own.state is not None and own.state.is_cancelling():
-            for run_id in self.running:
-                await self.client.set_flow_run_state(run_id, Cancelling())
+        if own.state is None or not (own.state.is_cancelling() or own.state.is_cancelled()):
+            return
+        for run_id in list(self.running):
+            with suppress(ConflictError, ObjectNotFound):
+                await runs.cancel(self.client, run_id, self._lives)
+
+    async def _lives(self, run_id: UUID) -> bool:
+        return (await alive(self.services.database, [str(run_id)]))[str(run_id)]
 
 
 def _parameters(text: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from timestep import runs
-from timestep.agents.lease import AWAY, Standing, ask_to_cancel, standings
+from timestep.agents.lease import AWAY, Standing, alive, ask_to_cancel, standings
 from timestep.agents.sessions import repair_queues
 from timestep.database.engine import Database
 from timestep.settings import Settings
@@ -54,6 +54,7 @@ STOCK_GRACE_SECONDS, STOCK_PENDING_SECONDS = 5.0, 600.0
 STARTING_SECONDS = 15.0  # from Running until a process has its lease
 PENDING_SECONDS = 30.0  # from Pending until a process runs; a false alarm starts a second one, which ends by itself
 LIVING_SECONDS = 3.0  # a process that lives this long after its run was called crashed did not crash
+LONGEST_PAUSE = 30.0  # from a crash to the new start; whoever waits for a run gives it `runs.REVIVE_SECONDS`
 CANCEL_SECONDS = 4.0  # until a cancelled run whose process is gone is said to be cancelled, by its worker first
 ASK_SECONDS = 1.0  # until a cancelled run's process is told so, should its worker not have done it
 
@@ -109,8 +110,9 @@ class Judge:
         return None
 
     def pause(self, standing: Standing | None) -> float:
-        """Seconds from a crash to the new start: longer each time, should it be of no use."""
-        return self.grace * 2.0 ** _crashes(standing)
+        """Seconds from a crash to the new start: longer each time, up to a limit, should it be of no use."""
+        doubled = self.grace * 2.0 ** min(_crashes(standing), 16)
+        return min(doubled, max(self.grace, LONGEST_PAUSE))
 
     def _may_be_starting(self, age: float, standing: Standing | None) -> bool:
         """Whether the process that made the run Running has not come to its lease yet."""
@@ -203,6 +205,9 @@ class Repair:
             if self._needed(now, standing) is not action:
                 return False
             await self._count(connection, step_id, action)
+            if action is Action.CANCEL:
+                # Before the run itself, so that it is tried again should it fail: a batch has steps under way.
+                await runs.cancel_started(self._client, run.id, self._lives)
             state = self._state(action, now, standing)
             result = await self._client.set_flow_run_state(run.id, state)
         logger.info("Run '%s' (%s): %s.%s", run.id, now.name, action, "" if result.state else " Refused.")
@@ -238,6 +243,9 @@ class Repair:
             message=f"Crashed {crashes} times in a row without finishing a model or tool call in between. "
             f"The last time: {said} Its log says more. Start it again: timestep resume {run.id}",
         )
+
+    async def _lives(self, run_id: UUID) -> bool:
+        return (await alive(self._database, [str(run_id)]))[str(run_id)]
 
     async def _wake(self, step_id: str) -> None:
         await runs.resume(self._client, UUID(step_id))

@@ -1,11 +1,11 @@
-"""Start flow runs by deployment name, follow them, read their results. Knows Prefect, not the flows."""
+"""Start flow runs by deployment name, follow and cancel them, read their results. Knows Prefect, not the flows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
@@ -15,31 +15,49 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.results import ResultStore
-from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
-from prefect.states import Scheduled
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_RETRY_EXTRA_CODES,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+from prefect.states import Cancelled, Cancelling, Failed, Running, Scheduled
 from pydantic import SecretStr
 
 from storage.block import StorageBlock
 from timestep import errors
-from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
+from timestep.errors import ConflictError, NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
 POLL_SECONDS = 0.2
 REVIVE_SECONDS = 90.0  # a crashed run is started again by the service, unless nothing has come of it for this long
+CANCEL_TRIES, CANCEL_SECONDS = 20, 0.05  # a run may come into another state just when it is cancelled
+PAGE = 200  # most runs that Prefect's API returns at once
+
+# Whether the run of this id has a living process.
+Alive = Callable[[UUID], Awaitable[bool]]
 
 
 @asynccontextmanager
 async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
-    """A client of the Prefect server at ``api_url``.
+    """A client of the Prefect server at ``api_url``. It tries again for a minute what the server can't do just now.
 
     Raises:
-        ServiceUnavailableError: nothing answers there.
+        ServiceUnavailableError: nothing answers there, or nothing but errors of the server's own.
     """
-    with temporary_settings({PREFECT_API_URL: api_url, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
+    settings = {
+        PREFECT_API_URL: api_url,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+        PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # its answer while its database is away
+    }
+    with temporary_settings(settings):
         try:
             async with httpx.AsyncClient(timeout=5, trust_env=False) as probe:
                 (await probe.get(f"{api_url}/health")).raise_for_status()
@@ -49,6 +67,10 @@ async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
             async with get_client() as client:
                 yield client
         except httpx.TransportError as error:
+            raise ServiceUnavailableError("Prefect server", api_url) from error
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code < 500:
+                raise
             raise ServiceUnavailableError("Prefect server", api_url) from error
 
 
@@ -64,15 +86,22 @@ async def start(
 
     Raises:
         NotFoundError: no such deployment.
-        UsageError: the parameters are not what the flow takes.
+        UsageError: the parameters are not what the flow takes, or hold what can't be stored.
     """
+    for name, value in parameters.items():
+        if not _storable(value):
+            raise UsageError(f"Parameter '{name}' holds a NUL character or half a surrogate pair. Give text without.")
     try:
         found = await client.read_deployment_by_name(deployment)
     except ObjectNotFound as error:
         raise NotFoundError("deployment", deployment) from error
     try:
         return await client.create_flow_run_from_deployment(
-            found.id, parameters=parameters, idempotency_key=idempotency_key, tags=list(tags)
+            # Without a key, a request that is tried again could start two.
+            found.id,
+            parameters=parameters,
+            idempotency_key=idempotency_key or str(uuid4()),
+            tags=list(tags),
         )
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in (409, 422):
@@ -81,13 +110,69 @@ async def start(
         raise UsageError(str(detail).removeprefix("Error creating flow run: ")) from error
 
 
+def _storable(value: Any) -> bool:
+    """Whether PostgreSQL takes the value as JSON."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return all(_storable(key) and _storable(item) for key, item in value.items())
+    return all(map(_storable, value)) if isinstance(value, list) else True
+
+
 async def resume(client: PrefectClient, run_id: UUID) -> bool:
     """Let a suspended run go on, whatever its form asks for; False where it isn't suspended, and nothing is done."""
     run = await client.read_flow_run(run_id)
     if run.state is None or not run.state.is_paused():
         return False
+    if run.state.state_details.run_input_keyset is None:
+        # The server looks once more, so that of several who do this one does, and none starts a run that goes on.
+        return (await client.resume_flow_run(run_id)).status is SetStateStatus.ACCEPT
+    # By the way above, the server would insist on the form.
     await client.set_flow_run_state(run_id, Scheduled(name="Resuming"))
     return True
+
+
+async def cancel(client: PrefectClient, run_id: UUID, alive: Alive) -> FlowRun:
+    """Have a run end: at once where no process runs it, else by its worker or the service within seconds.
+
+    Returns the run: cancelled, on its way there, or ended otherwise before.
+
+    Raises:
+        ConflictError: its state changed all the time.
+        ObjectNotFound: no such run.
+    """
+    for _ in range(CANCEL_TRIES):
+        run = await client.read_flow_run(run_id)
+        over = run.state is not None and run.state.is_final() and not run.state.is_crashed()
+        if over or (run.state is not None and run.state.is_cancelling()):
+            return run
+        if run.state is not None and run.state.is_crashed():
+            # Prefect takes it for ended and lets it come to no Cancelling, but the service starts it again.
+            if not await alive(run_id):
+                await client.set_flow_run_state(run_id, Cancelled())
+                continue
+            # It was called crashed too early, and its process is to be told.
+            await client.set_flow_run_state(
+                run_id, Running(message="Its process lives: it was called crashed too early.")
+            )
+        await client.set_flow_run_state(run_id, Cancelling())
+        await asyncio.sleep(CANCEL_SECONDS)
+    raise ConflictError(f"Run '{run_id}' could not be cancelled. Try again.")
+
+
+async def cancel_started(client: PrefectClient, run_id: UUID, alive: Alive) -> None:
+    """Cancel the runs that this run started, which is to say: with a key that begins with its id, as a batch's do."""
+    going = [kind for kind in StateType if kind not in TERMINAL_STATES or kind is StateType.CRASHED]
+    chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=going)))
+    started: list[UUID] = []
+    offset, more = 0, True
+    while more:
+        page = await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, offset=offset)
+        started += [run.id for run in page if (run.idempotency_key or "").startswith(f"{run_id}-")]
+        offset, more = offset + PAGE, len(page) == PAGE
+    for child in started:
+        with suppress(ConflictError, ObjectNotFound):
+            await cancel(client, child, alive)
 
 
 def has_ended(run: FlowRun) -> bool:
@@ -99,13 +184,27 @@ def has_ended(run: FlowRun) -> bool:
 
 
 async def wait(client: PrefectClient, run_ids: set[UUID]) -> list[FlowRun]:
-    """Wait until at least one of the runs has ended; returns those that have."""
+    """Wait until at least one of the runs has ended; returns those that have. One that is deleted has failed."""
     while True:
         runs = await client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=list(run_ids))))
+        # A list holds only so many.
+        runs += [await _missing(client, run_id) for run_id in run_ids - {run.id for run in runs}]
         ended = [run for run in runs if has_ended(run)]
         if ended:
             return ended
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def _missing(client: PrefectClient, run_id: UUID) -> FlowRun:
+    """A run that a list lacks: as it is, or as one that failed where there is none."""
+    try:
+        return await client.read_flow_run(run_id)
+    except ObjectNotFound:
+        return FlowRun(id=run_id, flow_id=UUID(int=0), state=Failed(message=_deleted(run_id)))
+
+
+def _deleted(run_id: UUID) -> str:
+    return f"Flow run '{run_id}' was deleted."
 
 
 async def follow(
@@ -116,11 +215,18 @@ async def follow(
     on_task: Callable[[TaskRun], None],
     on_progress: Callable[[float, str], None],
 ) -> FlowRun:
-    """Report a run's changes of state, its finished tasks and its progress until it has ended."""
+    """Report a run's changes of state, its finished tasks and its progress until it has ended.
+
+    Raises:
+        RunFailedError: it was deleted.
+    """
     seen: set[UUID] = set()
     state = progress = None
     while True:
-        run = await client.read_flow_run(run_id)
+        try:
+            run = await client.read_flow_run(run_id)
+        except ObjectNotFound as error:
+            raise RunFailedError(_deleted(run_id)) from error
         ended = has_ended(run)
         if ended:
             await asyncio.sleep(POLL_SECONDS)  # the last task's record arrives by way of events, a little later

@@ -195,9 +195,10 @@ async def test_a_step_that_says_what_was_said_before_adds_it(steps: Steps) -> No
 async def test_equal_items_that_came_since_are_no_reason_to_add_none(steps: Steps) -> None:
     async with await steps.turn("q1") as turn:
         await turn.history()
-        await (await open_session(steps.database, "talk")).add_items(said("hello"))
-        await turn.add([*said("hello"), *said("who\0 are you?")])
-    assert await steps.items() == ["hello", "hello", "who\0 are you?"]
+        both = [*said("hello"), *said("who\0 are you?")]
+        await (await open_session(steps.database, "talk")).add_items(both)
+        await turn.add(both)
+    assert await steps.items() == ["hello", "who\0 are you?"] * 2
 
 
 async def test_a_process_superseded_before_its_write_adds_nothing(steps: Steps) -> None:

@@ -241,3 +241,13 @@ CRASHED_TWICE = Standing("s", 3, 2, None, 50.0, False)
 )
 def test_what_a_run_needs(state: StateType, age: float, standing: Standing | None, action: Action | None) -> None:
     assert Judge(limit=5, grace=1.0).action(state, age, standing) is action
+
+
+@pytest.mark.parametrize(
+    ("grace", "crashes", "pause"), [(1.0, 0, 1.0), (1.0, 3, 8.0), (1.0, 5000, 30.0), (60.0, 3, 60.0)]
+)
+def test_a_run_that_crashes_often_is_waited_for_half_a_minute(grace: float, crashes: int, pause: float) -> None:
+    standing = Standing("s", attempt=1, crashes=crashes, holder=None, age=9.0, alive=False)
+    judge = Judge(limit=10_000, grace=grace)
+    assert judge.pause(standing) == pause
+    assert pause < runs.REVIVE_SECONDS

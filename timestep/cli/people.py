@@ -22,7 +22,7 @@ Choose = Callable[[Any], list[dict[str, Any]]]
 
 def show(step: Step, home: Home = None, as_json: Json = False) -> None:
     """Say where a step stands, what it waits for, and what came of it."""
-    from timestep.cli.display import SHORT, asked
+    from timestep.cli.display import SHORT, asked, plain
 
     view = run(_with(step, home, _view))
     if as_json:
@@ -32,11 +32,12 @@ def show(step: Step, home: Home = None, as_json: Json = False) -> None:
     for call in view.decided:
         verdict = "" if call.decision is None else call.decision.verdict.value
         reason = f" ('{call.decision.text}')" if call.decision is not None and call.decision.text else ""
-        print(f"  {verdict:<10} {call.agent}: {call.tool}({call.arguments}){reason}, by {call.decided_by}")
+        said = f"{verdict:<10} {call.agent}: {call.tool}({call.arguments}){reason}, by {call.decided_by}"
+        print(f"  {plain(said)}")
     for line in asked(view.pending, view.id[:SHORT], home, longest=1_000_000):
         print(line)
     if view.error:
-        print(f"  error      {view.error}")
+        print(f"  error      {plain(view.error)}")
     if view.output is not None:
         print(view.output if isinstance(view.output, str) else json.dumps(view.output))
 
@@ -56,14 +57,11 @@ def approve(
     verdict = Verdict.APPROVE if reject is None else Verdict.REJECT
 
     def approvals(view: Any) -> list[dict[str, Any]]:
-        """Those that wait now, with what they would do: none that comes in between is decided unseen."""
-        chosen = [{"call": call}] if call is not None else []
-        if call is None:
-            waiting = [one for one in view.pending if one.kind is Kind.APPROVAL]
-            chosen = [{"call": one.position, "digest": one.call_digest} for one in waiting]
-        if not chosen:
+        chosen = [one for one in view.pending if one.kind is Kind.APPROVAL]
+        if call is None and not chosen:
             raise UsageError(f"No call of step '{step}' waits for an approval. See: timestep show {step}")
-        return [one | {"verdict": verdict, "text": reject, "always": always} for one in chosen]
+        meant = list(map(_as_seen, chosen)) if call is None else [_meant(view, call)]
+        return [one | {"verdict": verdict, "text": reject, "always": always} for one in meant]
 
     _decide(step, home, approvals)
 
@@ -77,7 +75,7 @@ def answer(
     """Answer a step's question."""
     from timestep.agents.waiting import Verdict
 
-    _decide(step, home, [{"call": call, "verdict": Verdict.ANSWER, "text": text}])
+    _decide(step, home, lambda view: [_meant(view, call) | {"verdict": Verdict.ANSWER, "text": text}])
 
 
 def settle(
@@ -94,7 +92,8 @@ def settle(
     if (run_again, result is not None, fail is not None).count(True) != 1:
         raise UsageError("Say one of --run-again, --result TEXT and --fail WHY.")
     verdict = Verdict.RUN_AGAIN if run_again else Verdict.FAIL if result is None else Verdict.RESULT
-    _decide(step, home, [{"call": call, "verdict": verdict, "text": fail if result is None else result}])
+    text = fail if result is None else result
+    _decide(step, home, lambda view: [_meant(view, call) | {"verdict": verdict, "text": text}])
 
 
 def resume(
@@ -121,7 +120,7 @@ def cancel(step: Step, home: Home = None) -> None:
     async def work(client: Any, database: Any, run_id: Any, _: Any) -> None:
         from timestep import steps
 
-        await steps.cancel(client, run_id)
+        await steps.cancel(client, database, run_id)
 
     run(_with(step, home, work))
     print("cancelled")
@@ -133,17 +132,25 @@ async def _view(client: Any, database: Any, run_id: Any, settings: Any) -> Any:
     return await steps.view(client, database, run_id, settings.storage)
 
 
-def _decide(step: str, home: Path | None, decisions: Choose | list[dict[str, Any]]) -> None:
+def _meant(view: Any, call: str | None) -> dict[str, Any]:
+    """The call that a person named, or the only one that waits; where that isn't plain, the service says so."""
+    waiting = [one for one in view.pending if call in (None, one.position, one.call_id)]
+    return _as_seen(waiting[0]) if len(waiting) == 1 else {"call": call}
+
+
+def _as_seen(call: Any) -> dict[str, Any]:
+    """The call as it waits now, with what it would do: none that comes in its place is decided unseen."""
+    return {"call": call.position, "digest": call.call_digest}
+
+
+def _decide(step: str, home: Path | None, choose: Choose) -> None:
     """Decide, and say what of the step still waits."""
     from timestep.cli.display import SHORT, asked
 
     async def work(client: Any, database: Any, run_id: Any, settings: Any) -> Any:
         from timestep import steps
 
-        if callable(decisions):
-            given = decisions(await steps.view(client, database, run_id, settings.storage))
-        else:
-            given = decisions
+        given = choose(await steps.view(client, database, run_id, settings.storage))
         chosen = [steps.CallDecision(**decision) for decision in given]
         await steps.decide(client, database, run_id, chosen, by=_who())
         return await steps.view(client, database, run_id, settings.storage)

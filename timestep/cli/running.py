@@ -4,13 +4,14 @@ import asyncio
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from timestep.cli.options import Agent, Home, Json, Model, run, service_of
-from timestep.errors import UsageError
+from timestep.errors import ConflictError, NotFoundError, UsageError
 
 Files = dict[tuple[str, ...], Path]
 
@@ -149,20 +150,33 @@ async def _follow(
                     client, started.id, on_state=waits.state, on_task=display.task, on_progress=display.progress
                 )
             except asyncio.CancelledError:
-                await asyncio.shield(_interrupted(client, started.id))
+                await asyncio.shield(_interrupted(client, settings.database_url, started.id))
                 raise
             finally:
                 await waits.close()
         return await runs.result(ended, settings.storage)
 
 
-async def _interrupted(client: Any, run_id: Any) -> None:
+async def _interrupted(client: Any, database_url: str | None, run_id: Any) -> None:
     """Cancel the run, unless it waits: it takes no worker, and whoever decides may be somebody else."""
+    from prefect.exceptions import ObjectNotFound
     from prefect.states import Cancelling
 
-    state = (await client.read_flow_run(run_id)).state
-    if state is None or not state.is_paused():
-        await client.set_flow_run_state(run_id, Cancelling())
+    from timestep import steps
+    from timestep.database.engine import Database
+
+    with suppress(ConflictError, NotFoundError, ObjectNotFound):  # it ended just now
+        state = (await client.read_flow_run(run_id)).state
+        if state is not None and state.is_paused():
+            return
+        if database_url is None:  # nobody here can tell whether a run that crashed has a process
+            await client.set_flow_run_state(run_id, Cancelling())
+            return
+        database = Database(database_url)
+        try:
+            await steps.cancel(client, database, run_id)
+        finally:
+            await database.close()
 
 
 async def _upload(settings: Any, parameters: dict[str, Any], keys: tuple[str, ...], path: Path) -> None:

@@ -1,49 +1,50 @@
-"""A step stopped by a person, or started again by one."""
+"""A step, or a batch of them, stopped by a person, or started again by one."""
 
-import asyncio
 from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas import OrchestrationResult
-from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.states import Cancelled, Cancelling, Scheduled
+from prefect.states import Scheduled
 from sqlalchemy import update
 
+from timestep import runs
 from timestep.agents.approvals import Approvals
+from timestep.agents.lease import alive
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import ConflictError
 from timestep.steps.decisions import go_on
-from timestep.steps.views import ENDED, StepStatus, answering, read, status_of
+from timestep.steps.views import ENDED, RUNS, STEP, StepStatus, answering, read, status_of
+
+CANCEL_SECONDS = 30.0  # a batch may have many steps
 
 
-async def cancel(client: PrefectClient, run_id: UUID) -> None:
-    """Have the step stopped: at once where no process runs it, else by its worker within seconds.
+async def cancel(client: PrefectClient, database: Database, run_id: UUID) -> None:
+    """Have the step, or the batch with its steps, stopped: at once where no process runs it, else within seconds.
 
     Raises:
         NotFoundError: no such step.
         ConflictError: it has ended already, other than by a cancel.
-        ServiceUnavailableError: Prefect's server is away.
+        ServiceUnavailableError: Prefect's server or the database is away.
     """
-    for _ in range(20):
-        run = await read(client, run_id)
-        status = status_of(run, [])
-        if run.state is not None and run.state.type in (StateType.CANCELLING, StateType.CANCELLED):
-            return
-        if status in ENDED:
+
+    async def lives(step_id: UUID) -> bool:
+        return (await alive(database, [str(step_id)]))[str(step_id)]
+
+    run = await read(client, run_id, RUNS)
+    async with answering(client, CANCEL_SECONDS):
+        run = await runs.cancel(client, run_id, lives)
+        if (status := status_of(run, [])) in ENDED and status is not StepStatus.CANCELLED:
             raise ConflictError(f"Step '{run_id}' has {status} already.")
-        crashed = run.state is not None and run.state.is_crashed()
-        async with answering(client):
-            # A crashed run has no process, and Prefect takes it for ended; the service may start it again just now.
-            await client.set_flow_run_state(run_id, Cancelled() if crashed else Cancelling())
-        await asyncio.sleep(0.05)
-    raise ConflictError(f"Step '{run_id}' could not be cancelled. Try again.")
+        # A batch's own process does this too, where it has one.
+        if (await client.read_flow(run.flow_id)).name != STEP:
+            await runs.cancel_started(client, run_id, lives)
 
 
 async def resume(client: PrefectClient, database: Database, run_id: UUID, *, accept_changes: bool = False) -> None:
-    """Start a step again that failed, or was cancelled: what it had finished is not done again.
+    """Start a step, or a batch, again that failed or was cancelled: what it had finished is not done again.
 
     Args:
         accept_changes: Go on from the record although the code asks something else now than was recorded.
@@ -53,7 +54,7 @@ async def resume(client: PrefectClient, database: Database, run_id: UUID, *, acc
         ConflictError: it runs, has succeeded, or waits for a person.
         ServiceUnavailableError: Prefect's server or the database is away.
     """
-    run = await read(client, run_id)
+    run = await read(client, run_id, RUNS)
     pending = await Approvals(database, str(run_id)).pending()
     status = status_of(run, pending)
     if run.state is not None and run.state.is_paused() and not pending:

@@ -33,7 +33,9 @@ from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableErr
 
 ANSWER_SECONDS = 5.0  # for Prefect's server; then it counts as away
 PREFIX_DIGITS = 8  # of an id that is cut short, at least
-STEPS = FlowFilter(name=FlowFilterName(any_=["step"]))
+STEP, BATCH = "step", "batch"  # the flows' names
+STEPS = FlowFilter(name=FlowFilterName(any_=[STEP]))
+RUNS = FlowFilter(name=FlowFilterName(any_=[STEP, BATCH]))  # what can be cancelled and started again
 
 
 class StepStatus(StrEnum):
@@ -81,7 +83,7 @@ class StepView(BaseModel):
 
 
 async def find(client: PrefectClient, database: Database, name: str) -> UUID:
-    """The step's id, from all of it or from its first digits (8 at least).
+    """The step's or batch's id, from all of it or from its first digits (8 at least).
 
     Raises:
         UsageError: too short, no id, or the beginning of several.
@@ -101,7 +103,7 @@ async def find(client: PrefectClient, database: Database, name: str) -> UUID:
         # Those that no process has taken up yet are known to Prefect alone.
         waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLED])
         chosen = FlowRunFilter(state=FlowRunFilterState(type=waiting))
-        recent = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=chosen, limit=200)
+        recent = await client.read_flow_runs(flow_filter=RUNS, flow_run_filter=chosen, limit=200)
     found |= {str(run.id) for run in recent if str(run.id).startswith(begin)}
     if not found:
         raise NotFoundError("step", name)
@@ -190,8 +192,8 @@ async def error_of(run: FlowRun, storage_url: str = "") -> str | None:
     return None
 
 
-async def read(client: PrefectClient, run_id: UUID) -> FlowRun:
-    """The step's flow run.
+async def read(client: PrefectClient, run_id: UUID, flows: FlowFilter = STEPS) -> FlowRun:
+    """The step's flow run, or that of one of other flows.
 
     Raises:
         NotFoundError: there is none, or it is another flow's.
@@ -199,17 +201,17 @@ async def read(client: PrefectClient, run_id: UUID) -> FlowRun:
     """
     async with answering(client):
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
-        found = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=chosen)
+        found = await client.read_flow_runs(flow_filter=flows, flow_run_filter=chosen)
     if not found:
         raise NotFoundError("step", str(run_id))
     return found[0]
 
 
 @asynccontextmanager
-async def answering(client: PrefectClient) -> AsyncIterator[None]:
+async def answering(client: PrefectClient, seconds: float = ANSWER_SECONDS) -> AsyncIterator[None]:
     """Names Prefect's server where it doesn't answer, or not in time."""
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(seconds):
             yield
     except (httpx.TransportError, TimeoutError) as error:
         raise ServiceUnavailableError("Prefect server", str(client.api_url)) from error
