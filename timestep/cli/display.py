@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from timestep.agents.approvals import Approvals
+from timestep.agents.approvals import Approvals, names
 from timestep.agents.waiting import Kind, PendingCall
 from timestep.database.engine import Database
 
@@ -99,20 +100,33 @@ def asked(
     calls: Iterable[PendingCall], step: str, home: Path | None = None, longest: int = LONGEST_ARGUMENTS
 ) -> list[str]:
     """Lines that say what waits and, for each call, the command that decides of it."""
-    lines = []
-    for call in calls:
+    lines, calls = [], list(calls)
+    for call, name in zip(calls, names(calls), strict=True):
         arguments = call.arguments if len(call.arguments) <= longest else f"{call.arguments[:longest]}…"
-        where = f"{step} --call {call.call_id}" + (f" --home {home}" if home else "")
+        name = name if name.isprintable() else call.position
+        where = f"{step} --call {shlex.quote(plain(name))}" + (f" --home {shlex.quote(str(home))}" if home else "")
         match call.kind:
             case Kind.QUESTION:
-                lines += [f"  asks       {call.agent}: {_question(call)}", f'             timestep answer {where} "…"']
+                said, command = f"asks       {call.agent}: {_question(call)}", f'answer {where} "…"'
             case Kind.APPROVAL:
-                lines += [f"  waits      {call.agent}: {call.tool}({arguments})"]
-                lines += [f'             timestep approve {where}   (or --reject "why")']
+                said = f"waits      {call.agent}: {call.tool}({arguments})"
+                command = f'approve {where}   (or --reject "why")'
             case Kind.CUT:
-                lines += [f"  was cut    {call.agent}: {call.tool}({arguments}); it may have run"]
-                lines += [f"             timestep settle {where} --run-again   (or --result TEXT, --fail WHY)"]
+                said = f"was cut    {call.agent}: {call.tool}({arguments}); it may have run"
+                command = f"settle {where} --run-again   (or --result TEXT, --fail WHY)"
+        lines += [f"  {plain(said)}", f"             timestep {command}"]
     return lines
+
+
+def plain(text: str) -> str:
+    """Text of a model's or of anybody else's as a terminal can show it to whoever decides.
+
+    What would move the cursor, colour or turn around what stands beside it is spelled out, and lines that follow the
+    first can't pass for ours.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    shown = ("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines)
+    return "\n           | ".join(shown)
 
 
 def _question(call: PendingCall) -> str:
