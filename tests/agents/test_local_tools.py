@@ -11,6 +11,8 @@ from agents import (
     CustomTool,
     LocalShellTool,
     ModelResponse,
+    RunConfig,
+    Runner,
     ShellCallOutcome,
     ShellCommandOutput,
     ShellResult,
@@ -114,6 +116,21 @@ async def test_a_failure_that_the_model_was_told_of_is_on_the_record(tmp_path: P
         result = await run(new_step(await attempts.open(), attempt=attempt), agent)
         assert "no shell today" in json.dumps([item.to_input_item() for item in result.new_items], default=str)
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("output", [{"error": "none found"}, {"result": {"output": []}}, {"a": 1}, ["x"], 5])
+async def test_what_a_custom_tool_returns_is_told_as_the_sdk_does(output: Any) -> None:
+    call = ResponseCustomToolCall(call_id="call_1", input="ls", name="run", type="custom_tool_call")
+
+    async def invoke(context: Any, text: str) -> Any:
+        return output
+
+    agent = Agent(name="a", model=Calls(call), tools=[CustomTool("run", "Run.", invoke)])
+    alone = await Runner.run(agent, "go", run_config=RunConfig(tracing_disabled=True))
+    attempts = MemoryAttempts()
+    for attempt in (1, 2):
+        result = await run(new_step(await attempts.open(), attempt=attempt), agent)
+        assert [item.to_input_item() for item in result.new_items] == [item.to_input_item() for item in alone.new_items]
 
 
 async def test_a_tool_whose_actions_cannot_be_recorded_is_refused_by_name() -> None:

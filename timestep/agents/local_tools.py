@@ -87,8 +87,10 @@ class _Call:
             except Exception as error:
                 # The SDK tells the model of it, and so must the record.
                 return {"error": str(error)}
-            is_shells = isinstance(output, ShellResult)
-            return {"result": _shell_result.dump_python(output, mode="json")} if is_shells else output
+            if isinstance(output, ShellResult):
+                return {"result": _shell_result.dump_python(output, mode="json")}
+            # The SDK makes text of all else; and text is never taken for one of the two above.
+            return output if isinstance(output, str) else str(output)
 
         function = FunctionTool(
             name=self.tool.name,
@@ -100,8 +102,8 @@ class _Call:
         )
         context = SimpleNamespace(tool_call_id=self.call_id, agent=self.agent, tool_call=None)
         output = await ToolCall(function, run, run.positions[self.call_id], context, self.arguments).answer()
-        if isinstance(output, dict) and set(output) == {"error"}:
+        if isinstance(output, str):
+            return output
+        if "error" in output:
             raise RuntimeError(output["error"])
-        if isinstance(output, dict) and set(output) == {"result"}:
-            return _shell_result.validate_python(output["result"])
-        return output
+        return _shell_result.validate_python(output["result"])
