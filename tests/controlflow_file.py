@@ -115,6 +115,32 @@ asker = controlflow.Agent(
         [call("ask_user", question="Why?"), call("cli_input", question="How?"), call("succeed", result="ok")]
     ),
 )
+
+
+def is_loud(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
+    """Whether a note needs an approval."""
+    return bool(arguments["text"].isupper())
+
+
+class Stuttering(Planned):
+    """Gives one id to all its calls."""
+
+    async def get_response(self, *given: Any, **named: Any) -> ModelResponse:
+        response = await super().get_response(*given, **named)
+        for item in response.output:
+            item.call_id = "call_1"  # type: ignore[union-attr]
+        return response
+
+
+loud = controlflow.tool(note, name="loud", description="Append, if allowed.", metadata={"needs_approval": is_loud})
+chooser = controlflow.Agent(
+    name="chooser",
+    tools=[loud],
+    model=Planned([[("loud", {"text": "quiet"}), ("loud", {"text": "LOUD"})], call("succeed", result="ok")]),
+)
+stutterer = controlflow.Agent(
+    name="stutterer", tools=[note], model=Stuttering([[("note", {"text": "one"}), ("note", {"text": "two"})]])
+)
 sleeper = controlflow.Agent(name="sleeper", tools=[slow], model=Planned([call("slow", seconds=60)]))
 blocker = controlflow.Agent(name="blocker", tools=[stuck], model=Planned([call("stuck")]))
 clumsy = controlflow.Agent(

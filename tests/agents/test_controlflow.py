@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from agents import MaxTurnsExceeded, ModelSettings
+from agents import MaxTurnsExceeded, ModelBehaviorError, ModelSettings
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -388,3 +388,21 @@ async def test_an_agent_may_bring_a_model_of_langchain(stage: Stage) -> None:
     ran = await stage.run("other")
     assert ran.final_output == "by LangChain"
     assert (stage.step.calls[0].name, stage.step.usage().total_tokens) == ("Chat", 5)
+
+
+async def test_a_function_says_which_calls_need_an_approval(stage: Stage) -> None:
+    asked: list[PendingCall] = []
+
+    async def decide(calls: list[PendingCall]) -> dict[str, Decision]:
+        asked.extend(calls)
+        return {call.position: Decision(verdict=Verdict.APPROVE) for call in calls}
+
+    await stage.run("chooser", decide=decide)
+    assert [call.arguments for call in asked] == ['{"text": "LOUD"}']
+    assert stage.log.count("tool quiet") == stage.log.count("tool LOUD") == 1
+
+
+async def test_calls_of_one_id_are_refused_before_any_of_them_runs(stage: Stage) -> None:
+    with pytest.raises(ModelBehaviorError, match="'stutterer' gave the id 'call_1' to 2 calls"):
+        await stage.run("stutterer")
+    assert stage.log == ["model 0"]

@@ -26,7 +26,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock, patch
 
-from agents import Agent, FunctionTool, MaxTurnsExceeded, Model, ModelResponse, ModelSettings, ModelTracing
+from agents import (
+    Agent,
+    FunctionTool,
+    MaxTurnsExceeded,
+    Model,
+    ModelBehaviorError,
+    ModelResponse,
+    ModelSettings,
+    ModelTracing,
+)
 from agents.tool import set_function_tool_failure_error_function, with_function_tool_failure_error_handler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage
@@ -273,6 +282,7 @@ async def _turn(
     tools = _tools.as_tools(self.get_tools() + tools)
     functions = {tool.name: _function_tool(tool) for tool in tools}
     within, response = await _ask(run, self, messages, functions, model_kwargs or {})
+    _check_ids(self.name, response)
     message = as_message(response)
     for event in _events.AgentMessage(agent=self, message=message).all_related_events(tools=tools):
         yield event
@@ -367,6 +377,15 @@ async def _ask(
     return within, response
 
 
+def _check_ids(agent: str, response: ModelResponse) -> None:
+    """Calls are known by their ids: of two with one, it could not be told which a result answers."""
+    ids = Counter(asked.call_id for asked in calls_of(response))
+    if twice := [call_id for call_id, count in ids.items() if count > 1]:
+        raise ModelBehaviorError(
+            f"The model of agent '{agent}' gave the id '{twice[0]}' to {ids[twice[0]]} calls of one response."
+        )
+
+
 def _settings(more: dict[str, Any]) -> ModelSettings:
     """Model settings of what a task gives as ``model_kwargs``."""
     known = {name: more[name] for name in ("temperature", "top_p", "max_tokens", "tool_choice") if name in more}
@@ -428,12 +447,24 @@ def _function_tool(tool: Any) -> FunctionTool:
         params_json_schema=tool.parameters,
         on_invoke_tool=with_function_tool_failure_error_handler(invoke, lambda *_: None),
         strict_json_schema=False,
-        needs_approval=bool(tool.metadata.get("needs_approval")),
+        needs_approval=_policy(tool.metadata.get("needs_approval")),
     )
     set_function_tool_failure_error_function(function, lambda _, error: f'{ERROR} "{tool.name}": {error}')
     if tool.metadata.get("idempotent"):
         function = idempotent(function)
     return once(function) if tool.metadata.get("once") else function
+
+
+def _policy(needed: Any) -> Any:
+    """Whether calls need an approval: for all of them, or a function that says so of each as in the Agents SDK."""
+    if not callable(needed):
+        return bool(needed)
+
+    async def needs_approval(context: Any, arguments: dict[str, Any], call_id: str) -> bool:
+        answer = needed(context, arguments, call_id)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+
+    return needs_approval
 
 
 def _said(agent: Any, item: dict[str, Any]) -> Any:
