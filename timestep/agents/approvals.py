@@ -233,7 +233,8 @@ def _unfit(call: PendingCall, verdict: Verdict) -> UsageError:
 
 async def expire(database: Database) -> list[str]:
     """Decide by default what waits past its deadline; returns the ids of the steps concerned."""
-    due = and_(_rows.status == PENDING, _rows.deadline_at < func.now())
+    # Spelled out, or a plan for any status could not go by the index of those that are pending.
+    due = and_(_rows.status == literal(PENDING, literal_execute=True), _rows.deadline_at < func.now())
     text = case(
         (_rows.default_verdict == Verdict.ANSWER.value, literal("Nobody answered before the deadline.")),
         (_rows.default_verdict == Verdict.REJECT.value, literal("Nobody decided before the deadline.")),

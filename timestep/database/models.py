@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -108,6 +109,10 @@ class ApprovalRow(Base):
     """
 
     __tablename__ = "approvals"
+    __table_args__ = (
+        # Looked at every second, by every server.
+        Index("approvals_deadline_at_idx", "deadline_at", postgresql_where=text("status = 'pending'")),
+    )
 
     step_id: Mapped[str] = mapped_column(
         ForeignKey("steps.id", name="approvals_step_id_fkey", ondelete="CASCADE"), primary_key=True

@@ -66,6 +66,8 @@ def upgrade() -> None:
         *_text("default_verdict", nullable=True),
         _time("created_at", now=True),
     )
+    pending = sa.text("status = 'pending'")
+    op.create_index("approvals_deadline_at_idx", "approvals", ["deadline_at"], postgresql_where=pending)
     op.create_table(
         "events",
         _key("step_id"),
