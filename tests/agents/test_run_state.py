@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from agents import Agent, RunState, function_tool, handoff
+from sqlalchemy import text
 
 from tests.agents.library_process import build
 from tests.conftest import ROOT, environment
 from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep import RunStateStore, run_agent
+from timestep.database.engine import Database
 from timestep.errors import RunStateError, StateTransferError, UsageError
 
 # Runs by name: what they are, and what is decided in each of the processes after the first.
@@ -216,6 +218,15 @@ async def test_a_context_that_json_cannot_hold_is_given_again(clerk: Agent[Any],
     assert re.search(r"its context was a '.*Person', .*load\(context=…\)", await refusal(store))
     loaded = await store.load(context=Person("l"))
     assert loaded is not None and loaded._context is not None and loaded._context.context == Person("l")
+
+
+async def test_a_row_is_json_that_the_database_can_read(clerk: Agent[Any], empty_server: str) -> None:  # noqa: F811
+    await RunStateStore(agent=clerk, session_id="talk", database_url=empty_server).save(await waiting(clerk))
+    opened = Database(empty_server)
+    async with opened.session() as session:
+        name = await session.scalar(text("select state::jsonb -> '$timestep' ->> 'agent' from run_states"))
+    await opened.close()
+    assert name == clerk.name
 
 
 async def test_any_text_survives_in_the_database(clerk: Agent[Any], empty_server: str) -> None:  # noqa: F811

@@ -173,5 +173,5 @@ class RunStateRow(Base):
     session_id: Mapped[str] = mapped_column(primary_key=True)
     agent: Mapped[str]
     version: Mapped[str]
-    state: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    state: Mapped[str]  # JSON as it was written: text keeps what JSONB doesn't, such as the order of keys and NUL
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

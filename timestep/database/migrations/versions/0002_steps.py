@@ -89,8 +89,7 @@ def upgrade() -> None:
     op.create_table(
         "run_states",
         _key("session_id"),
-        *_text("agent", "version"),
-        sa.Column("state", postgresql.JSONB(), nullable=False),
+        *_text("agent", "version", "state"),
         _time("updated_at", now=True),
     )
 
