@@ -31,12 +31,13 @@ class Holder:
         self.process = process
 
     @classmethod
-    async def start(cls, database: Database, folder: Path, *said: str) -> "Holder":
-        command = (sys.executable, Path(__file__).with_name("lease_process.py"), database.timestep_url)
+    async def start(cls, database: Database, folder: Path, *said: str, how: str = "") -> "Holder":
+        command = (sys.executable, Path(__file__).with_name("lease_process.py"), database.timestep_url, how)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        holder = cls(
-            await asyncio.create_subprocess_exec(*command, cwd=folder, stdin=PIPE, stdout=PIPE, env=environment)
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=folder, stdin=PIPE, stdout=PIPE, env=environment, start_new_session=True
         )
+        holder = cls(process)
         for line in said:
             assert await holder.says() == line
         return holder
@@ -211,6 +212,22 @@ async def test_a_stopped_process_that_goes_on_is_fenced(
     connection = await database.connect()
     assert await connection.fetchval("select result::text from units") == "2"
     await connection.close()
+
+
+@pytest.mark.parametrize(("how", "code"), [("", 0), ("hangs", -signal.SIGKILL)])
+async def test_a_process_that_hangs_is_woken_to_end_and_else_killed(
+    database: Database, tmp_path: Path, holders: list[Holder], how: str, code: int
+) -> None:
+    holders.append(await Holder.start(database, tmp_path, "attempt 1", "begun", how=how))
+    await no_restart(database)
+    if not how:
+        os.kill(holders[0].process.pid, signal.SIGSTOP)
+    await asyncio.sleep(1.5)  # for a beat that was under way
+    await age_heartbeat(database, 21)
+    holders.append(await Holder.start(database, tmp_path, "attempt 2", "begun", how="ends"))
+    assert await holders[0].end() == code
+    holders[1].go_on()
+    assert await holders[1].says() == "finished"
 
 
 async def test_its_process_hears_that_it_is_cancelled(database: Database) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def exists(holder: str | None) -> bool | None:
     if not scope or scope != _scope():
         return None
     return _start(int(pid)) == start
+
+
+def send(holder: str, number: int) -> None:
+    """Send a signal to the process of :func:`own`, if it exists on this machine, and to those it started.
+
+    To its group only where it leads one of its own, as flow runs do: never to ours.
+    """
+    if not exists(holder):
+        return
+    pid = int(holder.split("/")[-3])
+    with suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) == pid != os.getpgid(0):
+            os.killpg(pid, number)
+        elif pid != os.getpid():
+            os.kill(pid, number)
 
 
 def _start(pid: int) -> str | None:

@@ -8,6 +8,7 @@ of its own keeps both, so that neither a busy event loop nor a tool that blocks 
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ STALE_SECONDS = 20.0  # without a heartbeat for this long, a process hangs or is
 LOCK_SECONDS = 3.0  # to take the lock again after a lost connection
 RESTART_SECONDS = 15.0  # after PostgreSQL's start, for processes to come back to it
 TAKEOVER_SECONDS = 3.0  # a newcomer waits this long for the one before it to end
+HUNG_SECONDS = 3.0  # for a process that was taken for hung to see, once woken, that it is superseded
 PATIENCE = 120.0  # seconds that a database may be away
 
 # What a database raises that is away, or ending, or full, or not yet there again.
@@ -75,13 +77,20 @@ async def standings(connection: asyncpg.Connection, step_ids: Iterable[str]) -> 
 
 
 async def alive(database: Database, step_ids: Iterable[str]) -> dict[str, bool]:
-    """Whether each step has a living process now."""
+    """Whether each step has a living process now.
+
+    Raises:
+        ServiceUnavailableError: the database is away.
+    """
     ids = list(step_ids)
-    connection = await database.connect()
     try:
-        found = await standings(connection, ids)
-    finally:
-        await connection.close()
+        connection = await database.connect(timeout=10, command_timeout=30)
+        try:
+            found = await standings(connection, ids)
+        finally:
+            await connection.close()
+    except AWAY as error:
+        raise ServiceUnavailableError("database", database.shown) from error
     return {step_id: step_id in found and found[step_id].alive for step_id in ids}
 
 
@@ -107,7 +116,7 @@ def _is_alive(row: Any) -> bool:
 class Lease:
     """This process's hold on a step. ``attempt`` counts the processes that had it, from 1."""
 
-    def __init__(self, database: Database, step_id: str) -> None:
+    def __init__(self, database: Database, step_id: str, *, end_hung: bool = False) -> None:
         self.step_id = step_id
         self.holder = identity.own()
         self.attempt = 0
@@ -121,19 +130,27 @@ class Lease:
         self._thread: threading.Thread
         self._beating: asyncio.Task[Any] | None = None
         self._pid = os.getpid()
+        self._end_hung = end_hung
+        self._ending: asyncio.Task[None] | None = None
 
     @classmethod
-    async def acquire(cls, database: Database, step_id: str) -> "Lease":
+    async def acquire(cls, database: Database, step_id: str, *, end_hung: bool = False) -> "Lease":
         """Become the step's next attempt; asked again in the same process, the same lease.
 
         Where the attempt before it lives, this process ends instead: the step is in good hands.
+
+        Args:
+            database: Ours.
+            step_id: Id of the flow run.
+            end_hung: End the process of the attempt before it, where that hangs on this machine: it may hold what
+                others wait for. For flow runs, whose processes do nothing else.
 
         Raises:
             ServiceUnavailableError: the database stayed away for two minutes.
         """
         lease = _leases.get(step_id)
         if lease is None or lease._pid != os.getpid():
-            lease = _leases[step_id] = cls(database, step_id)
+            lease = _leases[step_id] = cls(database, step_id, end_hung=end_hung)
             taken: Future[None] = Future()
             lease._thread = threading.Thread(target=lease._live, args=[taken], name=f"lease {step_id}", daemon=True)
             lease._thread.start()
@@ -259,7 +276,17 @@ class Lease:
                 self.holder,
             )
         self.attempt, self.crashes = attempt, row["crashes"]
+        if self._end_hung and row["holder"] != self.holder and identity.exists(row["holder"]):
+            self._ending = asyncio.create_task(self._end(row["holder"]))
         return True
+
+    async def _end(self, holder: str) -> None:
+        # Woken, it ends by itself as superseded, without a word to its worker; killed, it would be called crashed.
+        identity.send(holder, signal.SIGCONT)
+        until = asyncio.get_running_loop().time() + HUNG_SECONDS
+        while identity.exists(holder) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.1)
+        identity.send(holder, signal.SIGKILL)
 
     async def _beat(self) -> None:
         connection = await self._connect()
