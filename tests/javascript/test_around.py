@@ -112,6 +112,21 @@ async def test_a_session_gets_each_item_once(javascript: JavaScript) -> None:
     assert await run(True) == await run(False)
 
 
+async def test_a_context_comes_back_equal_in_javascripts_spelling(javascript: JavaScript) -> None:
+    context = {"b": 1.0, "10": [2.5, -0.0, 1e16, 1e22], "9": {"deep": 3.0, "none": None, "yes": True}}
+    side = PythonSide(DESK)
+    state = (await side.run("hello", context)).to_state()
+    there = javascript(DESK, state=json.dumps(to_javascript(state, side.agent)), run=False)["state"]
+    loaded = await from_javascript(there, side.agent)
+    assert loaded._context is not None
+    found = loaded._context.context
+    assert found == context
+    # JavaScript has one kind of numbers, and puts keys that are integers first.
+    assert json.dumps(found) == (
+        '{"9": {"deep": 3, "none": null, "yes": true}, "10": [2.5, 0, 10000000000000000, 1e+22], "b": 1}'
+    )
+
+
 async def test_a_call_of_an_mcp_server_that_was_answered_stays_answered(javascript: JavaScript, tmp_path: Path) -> None:
     agents: Description = {
         "desk": {

@@ -13,7 +13,8 @@ that bind a decision to a call, so that the SDK that loads the state computes it
     calls that wait             with the agent that made them; of agents as tools too, at any depth
     decisions                   by agent, tool and call id: approved, rejected with its message, always. An agent
                                 as a tool shares its caller's in JavaScript: "always" holds for all its runs there
-    context, tool input         a dictionary, untouched; none is an empty one in JavaScript
+    context, tool input         a dictionary; none is an empty one in JavaScript. It comes back equal, in JavaScript's
+                                spelling: 1.0 as 1, since its numbers are of one kind; keys that are integers first
     custom data                 of tool results
     usage                       details added up; inner counts under their path
     guardrail results           on the input, as the proof that it was let through; on tools
