@@ -203,11 +203,11 @@ class RunFailedError(TimestepError):
 
 
 class ServiceUnavailableError(TimestepError):
-    """No service runs where one was expected."""
+    """No service runs where one was expected: ``what``. ``by_tool``: it is a user's tool that expected one."""
 
     status = 503
     code = "service_unavailable"
 
     def __init__(self, what: str, url: str) -> None:
         super().__init__(f"No {what} answers at '{url}'. Start one: timestep up")
-        self.url = url
+        self.what, self.url, self.by_tool = what, url, False

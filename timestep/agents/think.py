@@ -11,6 +11,7 @@ from prefect.exceptions import Pause
 
 from storage.store import ObjectStore
 from timestep.agents.attempt import Attempt
+from timestep.agents.away import outlived
 from timestep.agents.durable import CallPolicy, DurableStep, run_durably
 from timestep.agents.plain import plain
 from timestep.agents.registry import AgentRegistry
@@ -111,7 +112,11 @@ async def think(
 
     step.decide = decide
     try:
-        async with SessionTurn(attempt.database, request.session_id, attempt.ledger, wake=people.wake) as session:
+        async with (
+            SessionTurn(attempt.database, request.session_id, attempt.ledger, wake=people.wake) as session,
+            outlived(attempt.events.flush),
+        ):
+            # Within the turn: a step that is started again keeps its place in the session.
             output = await _run(request, store, registry, step, session)
     except BaseException as error:
         if not isinstance(error, Pause | NotYourTurnError):

@@ -20,7 +20,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from pydantic import BaseModel
 
+from timestep.agents.away import prefect_reached
 from timestep.agents.ledger import Begin, Ledger
+from timestep.errors import ServiceUnavailableError
 
 Call = Callable[[], Awaitable[Any]]
 PATIENCE = 120.0  # seconds that a unit which has not begun waits for Prefect
@@ -65,7 +67,11 @@ async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
     async def work() -> None:
         if time.monotonic() - asked > TRUST_SECONDS:  # it waited for Prefect, or was stopped
             await ledger.check()
-        result = await call()
+        try:
+            result = await call()
+        except ServiceUnavailableError as error:
+            error.by_tool = error.by_tool or _is_tool(begin)
+            raise
         # Within the task: what Prefect shows as completed is on the record. Shielded: what was done is recorded,
         # even if nobody waits for it any more, such as a parallel call of one that failed.
         await asyncio.shield(ledger.finish(begin.position, result))
@@ -76,6 +82,11 @@ async def unit(ledger: Ledger, begin: Begin, call: Call) -> Any:
     else:
         await _shown(begin, work, results)
     return results[0]
+
+
+def _is_tool(begin: Begin) -> bool:
+    """Whether the call is of a user's code; what a session reads and adds is shown as a tool's call as well."""
+    return begin.kind == "tool-call" and not begin.position.startswith("session/")
 
 
 async def _shown(begin: Begin, work: Callable[[], Awaitable[None]], results: list[Any]) -> None:
@@ -96,8 +107,11 @@ async def _shown(begin: Begin, work: Callable[[], Awaitable[None]], results: lis
             if results:  # done and recorded: only the task's end could not be told
                 return
             # Before the work there is the slot of a concurrency limit to be had, and the server may be away.
-            if begun or loop.time() > deadline:
+            if begun:
                 raise
+            if loop.time() > deadline:
+                with prefect_reached():
+                    raise
             await asyncio.sleep(1)
         else:
             return
