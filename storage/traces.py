@@ -17,13 +17,18 @@ class TraceStore:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
+    @staticmethod
+    def key(agent: str, step_id: str, when: datetime) -> str:
+        """Where the trace of a step lies that started at ``when`` (with a time zone)."""
+        return f"{PREFIX}/{agent}/{when.astimezone(UTC):%Y-%m-%d}/{step_id}.json"
+
     async def write(self, trace: dict[str, Any], *, agent: str, step_id: str, when: datetime) -> Reference:
         """Stores the trace of a step that started at ``when`` (with a time zone); again replaces it.
 
         What is no JSON is stored as its text, and half a surrogate pair, which UTF-8 has not, as ``?``.
         """
-        key = f"{PREFIX}/{agent}/{when.astimezone(UTC):%Y-%m-%d}/{step_id}.json"
         text = json.dumps(trace, ensure_ascii=False, default=str)
+        key = self.key(agent, step_id, when)
         return await self._store.put(key, text.encode(errors="replace"), "application/json")
 
     async def read(self, what: str | Reference) -> dict[str, Any]:

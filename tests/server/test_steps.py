@@ -5,6 +5,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import text
 
 from flows.waiting import People
+from storage.store import ObjectStore
+from storage.traces import TraceStore
 from tests.agents.test_events import away
 from tests.postgres import postgres_url
 from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
@@ -26,7 +29,7 @@ from timestep.agents.waiting import Decision, Kind, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes
-from timestep.steps import CallDecision, decisions
+from timestep.steps import CallDecision, decisions, traces
 
 __all__ = ["postgres_url"]
 
@@ -377,6 +380,31 @@ async def test_a_decision_to_fail_is_kept_until_the_step_has_failed(make: Make, 
     await steps.resume(step.client, step.database, step.id)
     assert await decided() == {}
     assert len((await steps.view(step.client, step.database, step.id, "")).pending) == 1
+
+
+async def test_the_trace_of_a_step_that_is_cancelled_while_it_waits_says_so(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "SETTLED", timedelta(0))
+    began = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    url = f"local://{tmp_path}/storage"
+    store = TraceStore(ObjectStore.open(url))
+    cancelled, waiting = await make(agent="planner"), await make(agent="planner")
+    for step in (cancelled, waiting):
+        await step.ask(call())
+        await step.suspend(call())
+        async with step.database.session() as session:
+            created = text("update steps set created_at = :began where id = :id")
+            await session.execute(created, {"began": began, "id": step.name})
+        trace = {"status": "waiting", "error": "It waits.", "messages": ["said"]}
+        await store.write(trace, agent="planner", step_id=step.name, when=began)
+    await steps.cancel(cancelled.client, cancelled.database, cancelled.id)
+    ended = steps.EndedTraces(cancelled.client, cancelled.database, url)
+    for _ in range(2):
+        await ended.complete()
+        trace = await store.read(store.key("planner", cancelled.name, began))
+        assert (trace["status"], trace["messages"]) == ("cancelled", ["said"]) and trace["error"] != "It waits."
+    assert (await store.read(store.key("planner", waiting.name, began)))["status"] == "waiting"
 
 
 async def test_tokens_arrive_before_the_step_ends(make: Make, http: httpx.AsyncClient) -> None:

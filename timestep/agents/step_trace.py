@@ -10,6 +10,8 @@ from storage.traces import TraceStore
 from timestep.agents.step import DurableStep
 from timestep.agents.types import StepOutput
 
+WAITING = "waiting"  # the status of a trace whose step waits for people
+
 
 class StepTrace:
     """One step's trace, written anew at each of its stops; ``facts`` say what was asked, ``started`` when it began.
@@ -29,7 +31,7 @@ class StepTrace:
     async def waiting(self, reason: str) -> None:
         """Write it as far as it has come. What goes wrong there is noted: the step can wait all the same."""
         try:
-            await self._write("waiting", reason)
+            await self._write(WAITING, reason)
         except Exception as failure:
             self.content["error"] = f"{reason} The trace could not be written: {failure}"
 

@@ -2,7 +2,7 @@
 
 They are made once Prefect's server answers: importing its client takes a second of processor time, which the service's
 start has better use for. From then on it also keeps house: steps that died are started again, those for which all
-is decided go on, old events go.
+is decided go on, traces of those cancelled while they waited are completed, old events go.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+TRACE_SECONDS = 10.0
 PRUNE_SECONDS = 600.0
 CLOSE_SECONDS = 2.0
 
@@ -102,9 +103,11 @@ class Housekeeper:
         try:
             async with PrefectClient(api=self._settings.prefect_api) as client:
                 self._made.set_result(Records(client, database, feed, self._settings.storage))
+                traces = steps.EndedTraces(client, database, self._settings.storage)
                 await asyncio.gather(
                     repair_loop(self._settings, database, self.leaving),
                     _every(SWEEP_SECONDS, lambda: steps.sweep(client, database)),
+                    _every(TRACE_SECONDS, traces.complete),
                     _every(PRUNE_SECONDS, lambda: prune_events(database)),
                 )
         finally:

@@ -2,10 +2,12 @@
 
 from timestep.steps.control import cancel, resume
 from timestep.steps.decisions import CallDecision, decide, go_on, sweep
+from timestep.steps.traces import EndedTraces
 from timestep.steps.views import StepStatus, StepView, ended, find, read, view
 
 __all__ = [
     "CallDecision",
+    "EndedTraces",
     "StepStatus",
     "StepView",
     "cancel",
