@@ -156,6 +156,16 @@ async def test_a_false_crash_is_put_right(scene: Scene) -> None:
     assert Counter(scene.service.calls)["tool blocked"] == 1
 
 
+async def test_cancelling_a_step_that_was_falsely_called_crashed_ends_its_process(scene: Scene) -> None:
+    run = await scene.start("blocker", "tool blocked")
+    process = scene.process()
+    await scene.steps.client.set_flow_run_state(run.id, Crashed(message="Somebody thought so."))
+    scene.service.run("cancel", str(run.id))
+    await scene.until(lambda: ended(process), 10)
+    assert (await scene.finished(run)).is_cancelled()
+    assert Counter(scene.service.calls)["tool blocked"] == 1
+
+
 async def test_a_killed_batch_finds_its_steps_again(scene: Scene, tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [{"input": "go", "agent": "planner"}, {"input": "go", "agent": "blocker"}]

@@ -103,7 +103,7 @@ def resume(
     ] = False,
     home: Home = None,
 ) -> None:
-    """Start a step again that failed or was cancelled; what it had finished isn't done again."""
+    """Start a step, or a batch, again that failed or was cancelled; what it had finished isn't done again."""
 
     async def work(client: Any, database: Any, run_id: Any, _: Any) -> None:
         from timestep import steps
@@ -115,7 +115,7 @@ def resume(
 
 
 def cancel(step: Step, home: Home = None) -> None:
-    """End a step, whether it runs or waits; its trace is kept."""
+    """End a step, whether it runs or waits, or a batch with its steps; traces are kept."""
 
     async def work(client: Any, database: Any, run_id: Any, _: Any) -> None:
         from timestep import steps
