@@ -5,10 +5,11 @@ from typing import Annotated, Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.support import Services, hold, publish, shown
+from flows.support import Services, hold, let_go, publish, shown, storable
 from flows.waiting import People, suspend_until_turn
 from timestep.agents import report
 from timestep.agents.attempt import Attempt
+from timestep.agents.away import is_away, outlived
 from timestep.agents.sessions import NotYourTurnError
 from timestep.agents.think import Thinking, deadline, think
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
@@ -25,6 +26,8 @@ LEARNING = TrainingSettings()
     "evaluated, and promoted if it is better.",
     persist_result=True,
     result_serializer="json",
+    on_completion=[let_go],
+    on_failure=[let_go],
 )
 async def step(
     input: Annotated[
@@ -44,9 +47,10 @@ async def step(
 ) -> StepOutput:
     """Run one agent step; see the parameters' titles and descriptions."""
     step_id = str(flow_run.get_id())
-    await hold(step_id)
+    async with outlived():
+        await hold(step_id)
     services = Services.open()
-    async with Attempt.begin(services.database, services.store, step_id) as attempt:
+    async with outlived(), Attempt.begin(services.database, services.store, step_id) as attempt:
         attempt.events.publish("step.started", attempt=attempt.lease.attempt)
         try:
             if mode is Mode.TRAINING:
@@ -60,9 +64,11 @@ async def step(
         except NotYourTurnError as error:
             await suspend_until_turn(services.database, attempt.lease, error.session_id)
         except Exception as error:
+            if is_away(error):
+                raise
             await attempt.confirm()
             attempt.events.publish("step.finished", status="failed", error=str(error))
-            raise
+            raise storable(error)  # noqa: B904  the same error, as a rule
         attempt.events.publish("step.finished", status="succeeded", output=output.output)
         return output
 
