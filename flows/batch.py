@@ -17,9 +17,10 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from flows.step import step
-from flows.support import Services, hold, shown
+from flows.support import Services, hold, let_go, shown
 from storage.store import ObjectStore
 from timestep import runs
+from timestep.agents.away import outlived, prefect_reached
 from timestep.agents.lease import Lease, alive
 from timestep.agents.types import BatchOutput, StepOutput
 from timestep.errors import ConflictError, DatasetError, TimestepError, UsageError
@@ -43,6 +44,8 @@ class Line(BaseModel):
     description="Runs each line of a JSONL file as a step, and writes the results in the order of the lines.",
     persist_result=True,
     result_serializer="json",
+    on_completion=[let_go],
+    on_failure=[let_go],
 )
 async def batch(
     inputs: Annotated[
@@ -53,7 +56,8 @@ async def batch(
 ) -> BatchOutput:
     """Run a batch of steps; a bad line fails that line only."""
     batch_id = str(flow_run.get_id())
-    lease = await hold(batch_id)
+    async with outlived():
+        lease = await hold(batch_id)
     services = Services.open()
     assert lease is not None, "services have a database"
     store = services.store
@@ -63,19 +67,18 @@ async def batch(
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
-    async with get_client() as client:
-        running = _Batch(lease, client, asyncio.Semaphore(concurrency), services)
-        try:
-            results = await asyncio.gather(*(running.line(number, text) for number, text in lines))
-        except asyncio.CancelledError:
-            await asyncio.shield(running.cancel_steps())
-            raise
-    await lease.check()
+    async with outlived():
+        with prefect_reached():
+            async with get_client() as client:
+                results = await _Batch(lease, client, asyncio.Semaphore(concurrency), services).results(lines)
+        await lease.check()
     text = "".join(f"{result.model_dump_json()}\n" for result in results)
     reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
     if output is not None:
         await asyncio.to_thread(Path(output).write_text, text)
-    await acreate_table_artifact(key="batch", table=_table(results), description=f"Batch of {inputs}")
+    async with outlived():
+        with prefect_reached():
+            await acreate_table_artifact(key="batch", table=_table(results), description=f"Batch of {inputs}")
     completed = sum(result.status == "completed" for result in results)
     return BatchOutput(total=len(lines), completed=completed, failed=len(lines) - completed, output=reference)
 
@@ -107,6 +110,14 @@ class _Batch:
     gate: asyncio.Semaphore
     services: Services
     running: set[UUID] = field(default_factory=set)
+
+    async def results(self, lines: list[tuple[int, str]]) -> list[Line]:
+        """Run all lines' steps; cancelled with the batch."""
+        try:
+            return await asyncio.gather(*(self.line(number, text) for number, text in lines))
+        except asyncio.CancelledError:
+            await asyncio.shield(self.cancel_steps())
+            raise
 
     async def line(self, number: int, text: str) -> Line:
         """Run one line's step to its end; what is wrong with the line is its result."""

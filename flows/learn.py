@@ -11,6 +11,7 @@ from flows.progress import progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
+from timestep.agents.away import prefect_reached
 from timestep.agents.ledger import Begin, Ledger
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
 from timestep.agents.units import fingerprint, unit
@@ -40,11 +41,12 @@ async def learn(
     output.artifacts["loss_curve"] = stored
     await ledger.check()
     await publish(services.store, output, summary=report.training_summary(output))
-    await acreate_image_artifact(
-        image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
-        key="loss-curve",
-        description="Training loss",
-    )
+    with prefect_reached():
+        await acreate_image_artifact(
+            image_url=f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}",
+            key="loss-curve",
+            description="Training loss",
+        )
     return output
 
 

@@ -1,5 +1,6 @@
 """The flow everything goes through: one agent step, which thinks or learns by a switch in its input."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from prefect import flow
@@ -57,6 +58,7 @@ async def step(
                 from flows.learn import learn
 
                 output = await learn(attempt.ledger, agent, model, training, services)
+                output.seconds = round((datetime.now(UTC) - attempt.started).total_seconds(), 3)
             else:
                 request = Thinking(step_id, input, agent, session_id, model, max_turns, inference)
                 output = await _think(request, services, attempt)

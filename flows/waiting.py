@@ -21,6 +21,7 @@ from prefect.flow_runs import asuspend_flow_run
 from flows.forms import Form, form, submitted
 from timestep import runs
 from timestep.agents.approvals import Approvals
+from timestep.agents.away import prefect_reached
 from timestep.agents.lease import PATIENCE, Lease
 from timestep.agents.sessions import next_in_line
 from timestep.agents.waiting import Decision, PendingCall, Verdict
@@ -68,7 +69,8 @@ class People:
         _check_possible(calls)
         key = f"people-{self._lease.attempt}"
         made = form(calls)
-        await made.save_with(calls, key)
+        with prefect_reached():
+            await made.save_with(calls, key)
 
         async def decided(client: PrefectClient) -> bool:
             return not await self._approvals.pending()
@@ -121,7 +123,8 @@ async def _suspend(
     while True:
         await lease.check()  # Prefect would suspend the run over an attempt that has taken over
         try:
-            await asuspend_flow_run(wait_for_input=made, key=key)
+            with prefect_reached():
+                await asuspend_flow_run(wait_for_input=made, key=key)
             raise TimestepError(f"The suspension '{key}' of step '{lease.step_id}' was over before it began.")
         except Pause:
             # What came while we were on our way here found no suspended run to resume. Should this fail, the repair
@@ -151,12 +154,13 @@ def _check_possible(calls: list[PendingCall]) -> None:
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do the work, again while the database is away; all of it is safe to repeat."""
+    """Do the work, again while the database or Prefect is away; all of it is safe to repeat."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE
     while True:
         try:
-            return await work()
+            with prefect_reached():
+                return await work()
         except ServiceUnavailableError:
             if loop.time() > deadline:
                 raise

@@ -148,8 +148,8 @@ class Lease:
         Raises:
             ServiceUnavailableError: the database stayed away for two minutes.
         """
-        lease = _leases.get(step_id)
-        if lease is None or lease._pid != os.getpid():
+        lease = cls.held(step_id)
+        if lease is None:
             lease = _leases[step_id] = cls(database, step_id, end_hung=end_hung)
             taken: Future[None] = Future()
             lease._thread = threading.Thread(target=lease._live, args=[taken], name=f"lease {step_id}", daemon=True)
@@ -160,6 +160,12 @@ class Lease:
                 _leases.pop(step_id, None)
                 raise
         return lease
+
+    @staticmethod
+    def held(step_id: str) -> "Lease | None":
+        """The lease that this process has on the step."""
+        lease = _leases.get(step_id)
+        return lease if lease is not None and lease._pid == os.getpid() else None
 
     async def check(self) -> None:
         """Ends the process if another attempt has taken over.
