@@ -155,3 +155,21 @@ async def test_an_object_that_ends_the_run_is_its_json_from_the_record_too() -> 
 def test_nul_is_kept_unless_it_is_asked_to_go() -> None:
     assert whole({"a\0": ["b\0"]}) == {"a\0": ["b\0"]} == plain({"a\0": ["b\0"]})
     assert whole({"a\0": ["b\0"]}, nul=False) == {"a\ufffd": ["b\ufffd"]}
+
+
+async def test_an_output_has_the_figures_of_each_call_up_to_a_bound() -> None:
+    agent, _ = returning("said")
+    step = new_step(MemoryLedger("s"))
+    result = await run(step, agent)
+    output = output_of(result.final_output, step)
+    assert [(call.position, call.kind, call.name, call.input_tokens, call.output_tokens) for call in output.calls] == [
+        ("a/0", "model", "scripted", 10, 5),
+        ("a/0/0", "tool", "measure", None, None),
+        ("a/1", "model", "scripted", 10, 5),
+    ]
+    assert [call.seconds for call in output.calls] == [call.seconds for call in step.calls]
+    assert output.calls[0].seconds > 0
+    step.calls[0].cost = 0.5
+    assert output_of("x", step).calls[0].cost == 0.5
+    step.calls *= 100
+    assert len(output_of("x", step).calls) == 200

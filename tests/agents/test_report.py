@@ -23,9 +23,9 @@ def test_turns_say_what_each_call_cost() -> None:
 def test_summary_says_what_the_step_cost_or_that_it_is_not_known() -> None:
     def summary(cost: float | None) -> str:
         usage = Usage(requests=1, input_tokens=5, output_tokens=2, total_tokens=7, cost=cost)
-        output = StepOutput(step_id="s", mode=Mode.INFERENCE, agent="a", output="hi", usage=usage)
+        output = StepOutput(step_id="s", mode=Mode.INFERENCE, agent="a", output="hi", usage=usage, seconds=7.25)
         trace: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
         return report.summary(output, trace)
 
-    assert "2 tokens out, $0.0123, model" in summary(0.0123)
+    assert "2 tokens out, $0.0123, 7.2 s, model" in summary(0.0123)
     assert "cost not known" in summary(None)

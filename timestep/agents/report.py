@@ -21,7 +21,8 @@ def summary(output: StepOutput, trace: dict[str, Any]) -> str:
         "## Usage",
         "",
         f"{output.turns} model calls, {len(output.tool_calls)} tool calls, {usage.input_tokens} tokens in, "
-        f"{usage.output_tokens} tokens out, {_dollars(usage.cost) or 'cost not known'}, model `{output.model}`.",
+        f"{usage.output_tokens} tokens out, {_dollars(usage.cost) or 'cost not known'}, {output.seconds:.1f} s, "
+        f"model `{output.model}`.",
     ]
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ class StepTrace:
 
     async def completed(self, output: StepOutput) -> Reference:
         """Write it with what came of the step."""
-        facts = {"output": output.output, "usage": output.usage.model_dump(), "model": output.model}
+        facts = output.model_dump(mode="json", include={"output", "usage", "model", "seconds"})
         return await self._write(output.status, None, **facts)
 
     async def waiting(self, reason: str) -> None:

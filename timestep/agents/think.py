@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, Protocol
 
 from agents import MaxTurnsExceeded, ModelSettings, RunResult
@@ -17,15 +17,17 @@ from timestep.agents.plain import plain
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.resolve import ModelResolver
 from timestep.agents.sessions import NotYourTurnError, SessionTurn
+from timestep.agents.step import CallRecord
 from timestep.agents.step_trace import StepTrace
 from timestep.agents.tool_calls import cut_call
 from timestep.agents.tools import StepContext
-from timestep.agents.types import InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
+from timestep.agents.types import CallFigures, InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
 from timestep.agents.waiting import Decision, Kind, PendingCall
 from timestep.errors import TimestepError, UsageError
 from timestep.settings import Settings
 
 Input = str | list[dict[str, Any]]
+MOST_CALLS = 200  # whose figures a step's output has: it is small JSON, and the trace has them all
 
 
 @dataclass
@@ -122,6 +124,7 @@ async def think(
         if not isinstance(error, Pause | NotYourTurnError):
             await trace.ended(error)
         raise
+    output.seconds = round((datetime.now(UTC) - attempt.started).total_seconds(), 3)
     output.artifacts["trace"] = await trace.completed(output)
     return output, trace.content
 
@@ -202,6 +205,20 @@ def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
         tool_calls=ran.tool_calls,
         forced=any(call.forced for call in step.calls),
         usage=step.usage(),
+        calls=[_figures(call) for call in step.calls[:MOST_CALLS]],
+    )
+
+
+def _figures(call: CallRecord) -> CallFigures:
+    usage = call.usage or {}
+    return CallFigures(
+        position=call.position,
+        kind=call.kind,
+        name=call.name,
+        seconds=call.seconds,
+        input_tokens=usage.get("input_tokens"),
+        output_tokens=usage.get("output_tokens"),
+        cost=call.cost,
     )
 
 

@@ -165,6 +165,18 @@ class ToolCall(BaseModel):
     output: str | None = None
 
 
+class CallFigures(BaseModel):
+    """What one model or tool call took and cost, as it was executed; a replay adds nothing."""
+
+    position: str = Field(description="Where in the step: the path of runs above it, the agent, the turn, the call.")
+    kind: str = Field(description="model or tool")
+    name: str = Field(description="The model that answered, or the tool.")
+    seconds: float = 0.0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = Field(None, description="USD of a model call; empty where its price isn't known.")
+
+
 class TrainingOutcome(BaseModel):
     """What a step that learned achieved; perplexities and accuracies are on held-out conversations."""
 
@@ -196,6 +208,8 @@ class StepOutput(BaseModel):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     forced: bool = Field(False, description="True where a tool call was demanded, not the model's own choice.")
     usage: Usage = Field(default_factory=Usage)
+    calls: list[CallFigures] = Field(default_factory=list, description="Its first 200 calls; the trace has all.")
+    seconds: float = Field(0.0, description="From the step's start to its end, with its waits for people.")
     artifacts: dict[str, Reference] = Field(default_factory=dict)
     training: TrainingOutcome | None = None
 
