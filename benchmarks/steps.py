@@ -83,7 +83,7 @@ def _sqlite_server(folder: Path) -> Iterator[str]:
 async def _bare() -> None:
     from flows.support import Services
     from flows.waiting import People
-    from timestep.agents.attempt import Attempt
+    from timestep.agents.record.attempt import Attempt
     from timestep.agents.think import Thinking, think
     from timestep.agents.types import InferenceSettings
 

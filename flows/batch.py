@@ -20,8 +20,8 @@ from flows.step import step
 from flows.support import Services, hold, let_go, shown
 from storage.store import ObjectStore
 from timestep import runs
-from timestep.agents.away import outlived, prefect_reached
-from timestep.agents.lease import Lease, alive
+from timestep.agents.record.away import outlived, prefect_reached
+from timestep.agents.record.lease import Lease, alive
 from timestep.agents.types import BatchOutput, StepOutput
 from timestep.errors import ConflictError, DatasetError, TimestepError, UsageError
 

@@ -19,7 +19,7 @@ from prefect.input.actions import acreate_flow_run_input
 from prefect.input.run_input import Keyset, keyset_from_base_key
 from pydantic import BaseModel, Field, TypeAdapter, create_model
 
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 
 LONGEST_ARGUMENT = 1_000  # characters shown of each
 _PREFIX = "suspended-"  # Prefect's, of every key that belongs to a suspension

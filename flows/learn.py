@@ -11,10 +11,10 @@ from flows.progress import progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
-from timestep.agents.away import prefect_reached
-from timestep.agents.ledger import Begin, Ledger
+from timestep.agents.record.away import prefect_reached
+from timestep.agents.record.ledger import Begin, Ledger
+from timestep.agents.record.units import fingerprint, unit
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
-from timestep.agents.units import fingerprint, unit
 from timestep.errors import TrainingError, UsageError
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.models.routing import PREFIX

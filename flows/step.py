@@ -9,12 +9,12 @@ from prefect.runtime import flow_run
 from flows.support import Services, hold, let_go, publish, shown, storable
 from flows.waiting import People, suspend_until_turn
 from timestep.agents import report
-from timestep.agents.attempt import Attempt
-from timestep.agents.away import is_away, outlived
-from timestep.agents.sessions import NotYourTurnError
+from timestep.agents.record.attempt import Attempt
+from timestep.agents.record.away import is_away, outlived
+from timestep.agents.record.sessions import NotYourTurnError
+from timestep.agents.record.waiting import Verdict
 from timestep.agents.think import Thinking, deadline, think
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
-from timestep.agents.waiting import Verdict
 
 THINKING = InferenceSettings()
 LEARNING = TrainingSettings()

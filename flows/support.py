@@ -12,9 +12,9 @@ from pydantic import Field
 
 from storage.references import Reference
 from storage.store import ObjectStore
-from timestep.agents.away import prefect_reached
-from timestep.agents.lease import Lease
 from timestep.agents.plain import whole
+from timestep.agents.record.away import prefect_reached
+from timestep.agents.record.lease import Lease
 from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.agents.types import StepOutput
 from timestep.database.engine import Database

@@ -20,11 +20,11 @@ from prefect.flow_runs import asuspend_flow_run
 
 from flows.forms import Form, form, submitted
 from timestep import runs
-from timestep.agents.approvals import Approvals
-from timestep.agents.away import prefect_reached
-from timestep.agents.lease import PATIENCE, Lease
-from timestep.agents.sessions import next_in_line
-from timestep.agents.waiting import Decision, PendingCall, Verdict
+from timestep.agents.record.approvals import Approvals
+from timestep.agents.record.away import prefect_reached
+from timestep.agents.record.lease import PATIENCE, Lease
+from timestep.agents.record.sessions import next_in_line
+from timestep.agents.record.waiting import Decision, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError, TimestepError, UsageError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from timestep.agents.waiting import Kind, PendingCall
+from timestep.agents.record.waiting import Kind, PendingCall
 from timestep.cli.display import asked, plain
 
 

@@ -13,9 +13,9 @@ from agents import ModelSettings
 
 import timestep.agents.controlflow  # before the fork: it takes seconds
 from storage.store import ObjectStore
-from timestep.agents.durable import DurableStep
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import DatabaseLedger
+from timestep.agents.durable.run import DurableStep
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import DatabaseLedger
 from timestep.agents.registry import load_agents
 from timestep.agents.tools import StepContext
 from timestep.database.engine import Database

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from tests.scripted import Plan, PlannedModel, append
 from timestep.agents.ask import ask_user
-from timestep.agents.waiting import Decision, Verdict
+from timestep.agents.record.waiting import Decision, Verdict
 
 
 def remember(log: Path, **options: Any) -> FunctionTool:

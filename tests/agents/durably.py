@@ -7,9 +7,9 @@ from typing import Any
 
 from agents import Agent, ModelSettings, RunResult
 
-from timestep.agents.durable import CallPolicy, DurableStep, run_durably
-from timestep.agents.ledger import Begin, Ledger, MemoryLedger, Recorded
-from timestep.agents.waiting import Decision, PendingCall
+from timestep.agents.durable.run import CallPolicy, DurableStep, run_durably
+from timestep.agents.record.ledger import Begin, Ledger, MemoryLedger, Recorded
+from timestep.agents.record.waiting import Decision, PendingCall
 
 
 class Killed(BaseException):

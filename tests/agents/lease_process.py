@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from storage.store import ObjectStore
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import Begin, DatabaseLedger
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import Begin, DatabaseLedger
 from timestep.database.engine import Database
 
 

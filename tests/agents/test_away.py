@@ -9,10 +9,10 @@ import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 
-from timestep.agents import lease, units
-from timestep.agents.away import DATABASE, PREFECT, is_away, outlived, prefect_reached
-from timestep.agents.ledger import Begin, MemoryLedger
-from timestep.agents.units import unit
+from timestep.agents.record import lease, units
+from timestep.agents.record.away import DATABASE, PREFECT, is_away, outlived, prefect_reached
+from timestep.agents.record.ledger import Begin, MemoryLedger
+from timestep.agents.record.units import unit
 from timestep.errors import ServiceUnavailableError, TimestepError
 
 
@@ -89,7 +89,7 @@ async def test_prefects_client_and_engine_are_understood(nowhere: str, monkeypat
             await client.hello()
 
     monkeypatch.setitem(units._tasks, "tool-call", engine)
-    monkeypatch.setattr("timestep.agents.units.FlowRunContext.get", lambda: SimpleNamespace(flow_run=None))
+    monkeypatch.setattr("timestep.agents.record.units.FlowRunContext.get", lambda: SimpleNamespace(flow_run=None))
     monkeypatch.setattr(units, "PATIENCE", 0.0)
     with pytest.raises(ServiceUnavailableError) as caught:
         await unit(MemoryLedger(), Begin("a/0", "tool-call", "tool", "f"), engine)  # type: ignore[arg-type]

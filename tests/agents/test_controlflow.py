@@ -20,18 +20,18 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from storage.store import ObjectStore
 from tests.conftest import ROOT
 from tests.postgres import database, empty_server, postgres_url
-from timestep.agents.approvals import Approvals
-from timestep.agents.attempt import Attempt
 from timestep.agents.controlflow import Orchestration, run_controlflow
-from timestep.agents.durable import DurableStep
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import DatabaseLedger, MemoryLedger
+from timestep.agents.durable.run import DurableStep
+from timestep.agents.record.approvals import Approvals
+from timestep.agents.record.attempt import Attempt
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import DatabaseLedger, MemoryLedger
+from timestep.agents.record.sessions import open_session
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.agents.registry import load_agents, load_registry
-from timestep.agents.sessions import open_session
 from timestep.agents.think import Thinking, think
 from timestep.agents.tools import StepContext
 from timestep.agents.types import InferenceSettings
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UnitChangedError, UsageError
 from timestep.settings import load_settings

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 from agents import ModelSettings
 
-from timestep.agents.durable import DurableStep, run_durably
-from timestep.agents.units import fingerprint
+from timestep.agents.durable.run import DurableStep, run_durably
+from timestep.agents.record.units import fingerprint
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from tests.agents.durably import Killed, MortalLedger, People, executed, new_ste
 from tests.agents.test_durable_tools import caller, output_of
 from tests.agents.test_ledger import Attempts, process_ends_by_exception
 from tests.postgres import database, empty_server, postgres_url
-from timestep.agents.approvals import Approvals
-from timestep.agents.durable import once
-from timestep.agents.ledger import MemoryLedger
-from timestep.agents.tool_calls import cut_call
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.durable.run import once
+from timestep.agents.durable.tool_calls import cut_call
+from timestep.agents.record.approvals import Approvals
+from timestep.agents.record.ledger import MemoryLedger
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, UnitChangedError
 

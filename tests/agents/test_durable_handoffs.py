@@ -22,7 +22,7 @@ from agents import (
 from tests.agents.durable_agents import agent, remember
 from tests.agents.durably import CallPolicy, Killed, MemoryAttempts, MortalLedger, executed, new_step, run
 from tests.scripted import PlannedModel, append
-from timestep.agents.ledger import MemoryLedger
+from timestep.agents.record.ledger import MemoryLedger
 from timestep.agents.tools import idempotency_key
 from timestep.errors import TimestepError
 

@@ -14,7 +14,7 @@ from tests.agents.durable_agents import NamedModel
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
 from tests.conftest import ROOT
 from tests.scripted import Plan
-from timestep.agents.waiting import Decision, Verdict
+from timestep.agents.record.waiting import Decision, Verdict
 
 SERVER = Path(__file__).with_name("mcp_server.py")
 

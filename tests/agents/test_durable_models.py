@@ -24,10 +24,10 @@ from pydantic import ValidationError
 from tests.agents.durably import MemoryAttempts, Told, new_step, run
 from tests.agents.openai_server import OpenAIServer, Reply, serving
 from tests.scripted import PlannedModel, answer
-from timestep.agents.durable import CallPolicy, DurableStep
-from timestep.agents.ledger import MemoryLedger
-from timestep.agents.retries import DEFAULT_RETRY
-from timestep.agents.streams import BrokenStreamError, completed
+from timestep.agents.durable.retries import DEFAULT_RETRY
+from timestep.agents.durable.run import CallPolicy, DurableStep
+from timestep.agents.durable.streams import BrokenStreamError, completed
+from timestep.agents.record.ledger import MemoryLedger
 from timestep.errors import TimestepError
 
 QUICK = replace(DEFAULT_RETRY, backoff={"initial_delay": 0.01, "max_delay": 0.02})

@@ -9,8 +9,8 @@ from agents import Agent, AgentHooks, Runner, RunState, function_tool
 
 from tests.agents.durable_agents import agent, remember
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
-from timestep.agents.ledger import MemoryLedger
-from timestep.agents.waiting import Decision, Verdict
+from timestep.agents.record.ledger import MemoryLedger
+from timestep.agents.record.waiting import Decision, Verdict
 from timestep.errors import UsageError
 
 APPROVED = {"pay": Decision(verdict=Verdict.APPROVE)}

@@ -9,7 +9,7 @@ from agents import Agent
 
 from tests.agents import durable_agents
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 
 Make = Callable[[Path], Agent[Any]]
 

@@ -11,7 +11,7 @@ from tests.agents.durable_agents import NamedModel
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, Told, executed, new_step, run
 from tests.agents.openai_server import OpenAIServer, Reply, serving
 from tests.scripted import PlannedModel
-from timestep.agents.durable import CallPolicy
+from timestep.agents.durable.run import CallPolicy
 
 
 def listener(server: OpenAIServer, heard: list[Any]) -> Agent[Any]:

@@ -25,13 +25,13 @@ from tests.agents.durable_agents import NamedModel, approved_below, remember
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, Told, executed, new_step, run
 from tests.scripted import Plan, PlannedModel
 from timestep.agents.ask import ask_user
-from timestep.agents.declarations import retries, runs_once
-from timestep.agents.durable import CallPolicy, idempotent, once, run_durably
-from timestep.agents.ledger import MemoryLedger
-from timestep.agents.step import Run
-from timestep.agents.tool_calls import durable_tool
+from timestep.agents.durable.declarations import retries, runs_once
+from timestep.agents.durable.run import CallPolicy, idempotent, once, run_durably
+from timestep.agents.durable.step import Run
+from timestep.agents.durable.tool_calls import durable_tool
+from timestep.agents.record.ledger import MemoryLedger
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.agents.tools import StepContext, idempotency_key
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.errors import TimestepError, UnitChangedError, UsageError
 
 YES, NO = Decision(verdict=Verdict.APPROVE), Decision(verdict=Verdict.REJECT, text="too much")

@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from tests.postgres import database, empty_server, postgres_url
-from timestep.agents import event_feed, events
-from timestep.agents.event_feed import EventFeed, prune_events, read_events, watch
-from timestep.agents.events import PER_ATTEMPT, Event, EventLog
+from timestep.agents.record import event_feed, events
+from timestep.agents.record.event_feed import EventFeed, prune_events, read_events, watch
+from timestep.agents.record.events import PER_ATTEMPT, Event, EventLog
 from timestep.database.engine import Database
 
 __all__ = ["database", "empty_server", "postgres_url"]

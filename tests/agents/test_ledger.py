@@ -10,11 +10,11 @@ import pytest
 
 from storage.store import ObjectStore
 from tests.postgres import database, empty_server, postgres_url
-from timestep.agents import lease as lease_module
-from timestep.agents import ledger as ledger_module
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import LARGE, Begin, DatabaseLedger, Ledger, MemoryLedger
-from timestep.agents.waiting import Kind
+from timestep.agents.record import lease as lease_module
+from timestep.agents.record import ledger as ledger_module
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import LARGE, Begin, DatabaseLedger, Ledger, MemoryLedger
+from timestep.agents.record.waiting import Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, ServiceUnavailableError, UnitChangedError
 

@@ -25,7 +25,7 @@ from openai.types.responses.response_output_item import LocalShellCall, LocalShe
 
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
 from tests.scripted import PlannedModel, answer, append
-from timestep.agents.waiting import Decision, Verdict
+from timestep.agents.record.waiting import Decision, Verdict
 from timestep.errors import UsageError
 
 SHELL = {

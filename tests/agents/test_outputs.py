@@ -16,9 +16,9 @@ from storage.traces import TraceStore
 from tests.agents.durably import MemoryAttempts, new_step, run
 from tests.scripted import PlannedModel
 from timestep.agents import report
-from timestep.agents.ledger import MemoryLedger
 from timestep.agents.plain import plain, whole
-from timestep.agents.step_trace import StepTrace
+from timestep.agents.record.ledger import MemoryLedger
+from timestep.agents.record.step_trace import StepTrace
 from timestep.agents.think import Thinking, _output, _Ran
 from timestep.agents.types import InferenceSettings, StepOutput
 

@@ -142,7 +142,7 @@ def test_a_file_that_controlflow_refuses_is_named_with_its_line(tmp_path: Path) 
 SAYS = """
 import contextvars, logging, sys
 from pathlib import Path
-import prefect.settings, timestep.agents.durable
+import prefect.settings, timestep.agents.durable.run
 from timestep.agents.registry import load_agents
 def state():
     levels = [logging.getLogger(name).level for name in (None, "prefect", "prefect.flow_runs")]

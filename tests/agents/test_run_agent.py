@@ -22,7 +22,7 @@ from agents.testing import ScriptedModel, assistant_message, function_call
 
 from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep import InterruptionException, TimestepError, consume_result, run_agent
-from timestep.agents.sessions import open_session
+from timestep.agents.record.sessions import open_session
 from timestep.database.engine import Database
 from timestep.errors import NotFoundError, UsageError
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from tests.postgres import postgres_url  # noqa: F401
 from tests.server.stage import Stage, Step, call
 from timestep import runs
-from timestep.agents.sessions import heads, join, repair_queues
+from timestep.agents.record.sessions import heads, join, repair_queues
 from timestep.database.engine import Database
 
 

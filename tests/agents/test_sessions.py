@@ -13,11 +13,11 @@ from sqlalchemy import text
 from storage.store import ObjectStore
 from tests.conftest import ROOT, environment
 from tests.postgres import database, empty_server, postgres_url  # noqa: F401
-from timestep.agents import lease, sessions
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import DatabaseLedger, MemoryLedger
-from timestep.agents.sessions import NotYourTurnError, SessionTurn, heads, leave, next_in_line, open_session
-from timestep.agents.waiting import Kind, PendingCall
+from timestep.agents.record import lease, sessions
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import DatabaseLedger, MemoryLedger
+from timestep.agents.record.sessions import NotYourTurnError, SessionTurn, heads, leave, next_in_line, open_session
+from timestep.agents.record.waiting import Kind, PendingCall
 from timestep.database.engine import Database
 from timestep.errors import UsageError
 
@@ -246,7 +246,7 @@ async def test_a_session_needs_a_database() -> None:
 
 FIRST_USE = """
 import asyncio, sys
-from timestep.agents.sessions import open_session
+from timestep.agents.record.sessions import open_session
 from timestep.database.engine import Database
 async def main(url):
     database = Database(url)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from timestep.agents import units
-from timestep.agents.ledger import Begin, MemoryLedger, Recorded
-from timestep.agents.units import fingerprint, unit
+from timestep.agents.record import units
+from timestep.agents.record.ledger import Begin, MemoryLedger, Recorded
+from timestep.agents.record.units import fingerprint, unit
 
 BEGIN = Begin("a/0", "tool-call", "tool", "f")
 

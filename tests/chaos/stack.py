@@ -17,7 +17,7 @@ from deployments.local import free_port
 from deployments.state import ServiceState, load_state
 from tests.conftest import environment
 from tests.tiny_model import tiny_model
-from timestep.agents import identity
+from timestep.agents.record import identity
 from timestep.settings import Settings
 
 AGENTS = Path(__file__).with_name("agents_file.py")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.forms import LONGEST_ARGUMENT, _read, form, markdown, question
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 
 
 def call(kind: Kind = Kind.APPROVAL, arguments: str = '{"path": "/etc"}', tool: str = "delete") -> PendingCall:

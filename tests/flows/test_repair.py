@@ -22,7 +22,7 @@ from tests.conftest import Service
 from tests.flows.conftest import Steps
 from tests.flows.test_step_inference import store
 from timestep import runs
-from timestep.agents.lease import Standing
+from timestep.agents.record.lease import Standing
 from timestep.database.engine import Database
 from timestep.repair import LIVING_SECONDS, PENDING_SECONDS, STARTING_SECONDS, Action, Judge
 

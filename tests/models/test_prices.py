@@ -7,7 +7,7 @@ import pytest
 from agents import Usage
 from openai.types.responses.response_usage import InputTokensDetails
 
-from timestep.agents.model_calls import _api_url
+from timestep.agents.durable.model_calls import _api_url
 from timestep.models.ollama import OllamaModelProvider
 from timestep.models.prices import cost
 from timestep.settings import Settings

@@ -21,9 +21,9 @@ from sqlalchemy import text
 from flows.forms import form
 from tests.conftest import ROOT, environment, free_port
 from tests.models.conftest import answers, wait_for
-from timestep.agents.approvals import Approvals
-from timestep.agents.events import EventLog
-from timestep.agents.waiting import Kind, PendingCall
+from timestep.agents.record.approvals import Approvals
+from timestep.agents.record.events import EventLog
+from timestep.agents.record.waiting import Kind, PendingCall
 from timestep.database.engine import Database
 
 

@@ -22,7 +22,7 @@ from flows.batch import _Batch
 from tests.postgres import postgres_url  # noqa: F401
 from tests.server.stage import Stage, Step
 from timestep import repair, runs, steps
-from timestep.agents import identity
+from timestep.agents.record import identity
 from timestep.cli.running import _interrupted
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, RunFailedError, ServiceUnavailableError

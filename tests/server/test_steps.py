@@ -24,8 +24,8 @@ from tests.agents.test_events import away
 from tests.postgres import postgres_url
 from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
 from timestep import steps
-from timestep.agents.events import PER_ATTEMPT
-from timestep.agents.waiting import Decision, Kind, Verdict
+from timestep.agents.record.events import PER_ATTEMPT
+from timestep.agents.record.waiting import Decision, Kind, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes

@@ -43,16 +43,16 @@ from openai.types.responses import ResponseFunctionToolCall
 from pydantic import TypeAdapter
 
 from timestep.agents.ask import ask_user
-from timestep.agents.declarations import idempotent, once
-from timestep.agents.function_calls import FunctionCall, decide
+from timestep.agents.durable.declarations import idempotent, once
+from timestep.agents.durable.function_calls import FunctionCall, decide
+from timestep.agents.durable.model_calls import DurableModel
+from timestep.agents.durable.runner import runner
+from timestep.agents.durable.step import DurableStep, Limits, Run, Stop, scope
+from timestep.agents.durable.threads import in_thread
 from timestep.agents.langchain import LangChainModel, as_call, as_items, as_message, calls_of
-from timestep.agents.model_calls import DurableModel
-from timestep.agents.runner import runner
-from timestep.agents.step import DurableStep, Limits, Run, Stop, scope
-from timestep.agents.threads import in_thread
+from timestep.agents.record.units import fingerprint
 from timestep.agents.tools import StepContext
 from timestep.agents.types import ToolCall
-from timestep.agents.units import fingerprint
 from timestep.errors import TimestepError, UsageError
 
 

@@ -10,19 +10,19 @@ from agents.items import ToolApprovalItem
 from prefect.exceptions import Pause
 
 from storage.store import ObjectStore
-from timestep.agents.attempt import Attempt
-from timestep.agents.away import outlived
-from timestep.agents.durable import CallPolicy, DurableStep, run_durably
+from timestep.agents.durable.run import CallPolicy, DurableStep, run_durably
+from timestep.agents.durable.step import CallRecord
+from timestep.agents.durable.tool_calls import cut_call
 from timestep.agents.plain import plain
+from timestep.agents.record.attempt import Attempt
+from timestep.agents.record.away import outlived
+from timestep.agents.record.sessions import NotYourTurnError, SessionTurn
+from timestep.agents.record.step_trace import StepTrace
+from timestep.agents.record.waiting import Decision, Kind, PendingCall
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.resolve import ModelResolver
-from timestep.agents.sessions import NotYourTurnError, SessionTurn
-from timestep.agents.step import CallRecord
-from timestep.agents.step_trace import StepTrace
-from timestep.agents.tool_calls import cut_call
 from timestep.agents.tools import StepContext
 from timestep.agents.types import CallFigures, InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
-from timestep.agents.waiting import Decision, Kind, PendingCall
 from timestep.errors import TimestepError, UsageError
 from timestep.settings import Settings
 

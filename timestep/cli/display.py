@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from timestep.agents.approvals import Approvals, names
-from timestep.agents.waiting import Kind, PendingCall
+from timestep.agents.record.approvals import Approvals, names
+from timestep.agents.record.waiting import Kind, PendingCall
 from timestep.database.engine import Database
 
 # Of progress, where stderr is a log and not a terminal.

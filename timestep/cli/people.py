@@ -52,7 +52,7 @@ def approve(
     home: Home = None,
 ) -> None:
     """Let calls run that wait for an approval, or reject them."""
-    from timestep.agents.waiting import Kind, Verdict
+    from timestep.agents.record.waiting import Kind, Verdict
 
     verdict = Verdict.APPROVE if reject is None else Verdict.REJECT
 
@@ -73,7 +73,7 @@ def answer(
     home: Home = None,
 ) -> None:
     """Answer a step's question."""
-    from timestep.agents.waiting import Verdict
+    from timestep.agents.record.waiting import Verdict
 
     _decide(step, home, lambda view: [_meant(view, call) | {"verdict": Verdict.ANSWER, "text": text}])
 
@@ -87,7 +87,7 @@ def settle(
     home: Home = None,
 ) -> None:
     """Say what becomes of a call that a crash cut in the middle, and that may not run again by itself."""
-    from timestep.agents.waiting import Verdict
+    from timestep.agents.record.waiting import Verdict
 
     if (run_again, result is not None, fail is not None).count(True) != 1:
         raise UsageError("Say one of --run-again, --result TEXT and --fail WHY.")

@@ -22,7 +22,7 @@ from timestep.settings import Settings
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
-    from timestep.agents.event_feed import EventFeed
+    from timestep.agents.record.event_feed import EventFeed
     from timestep.database.engine import Database
 
 logger = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ class Housekeeper:
     async def _keep_house(self, database_url: str) -> None:
         while not await _answers(self._settings.prefect_api):
             await asyncio.sleep(0.5)
-        for module in ("timestep.steps", "timestep.agents.event_feed", "timestep.repair"):
+        for module in ("timestep.steps", "timestep.agents.record.event_feed", "timestep.repair"):
             await asyncio.to_thread(importlib.import_module, module)
         from prefect.client.orchestration import PrefectClient
 
         from timestep import steps
-        from timestep.agents.event_feed import EventFeed, prune_events
+        from timestep.agents.record.event_feed import EventFeed, prune_events
         from timestep.database.engine import Database
         from timestep.repair import repair_loop
 

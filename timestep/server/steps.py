@@ -20,7 +20,7 @@ from timestep.errors import NotFoundError, UsageError
 from timestep.server.records import Housekeeper, Records
 
 if TYPE_CHECKING:
-    from timestep.agents.events import Event
+    from timestep.agents.record.events import Event
 
 router = APIRouter(prefix="/v1/steps")
 
@@ -69,8 +69,8 @@ async def events(
 ) -> Response:
     """The step's events as server-sent events, from its first or from the one after ``Last-Event-ID``, to its end."""
     from timestep import steps
-    from timestep.agents.event_feed import read_events
-    from timestep.agents.events import FINISHED
+    from timestep.agents.record.event_feed import read_events
+    from timestep.agents.record.events import FINISHED
 
     records, step_id = await _records(request, step)
     since = _event_id(last_event_id or after or "0")

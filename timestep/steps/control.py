@@ -10,8 +10,8 @@ from prefect.states import Scheduled
 from sqlalchemy import update
 
 from timestep import runs
-from timestep.agents.approvals import Approvals
-from timestep.agents.lease import alive
+from timestep.agents.record.approvals import Approvals
+from timestep.agents.record.lease import alive
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import ConflictError

@@ -15,8 +15,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import ConfigDict
 
 from timestep import runs
-from timestep.agents.approvals import PENDING, Approvals, Asked, decided, expire, meant
-from timestep.agents.waiting import Decision, Kind
+from timestep.agents.record.approvals import PENDING, Approvals, Asked, decided, expire, meant
+from timestep.agents.record.waiting import Decision, Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError
 from timestep.steps.views import ENDED, STEPS, answering, read, status_of

@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from storage.store import ObjectStore
 from storage.traces import TraceStore
-from timestep.agents.step_trace import WAITING
+from timestep.agents.record.step_trace import WAITING
 from timestep.database.engine import Database
 from timestep.database.models import ApprovalRow, StepRow
 from timestep.errors import NotFoundError

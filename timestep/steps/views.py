@@ -24,9 +24,9 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from timestep import runs
-from timestep.agents.approvals import PENDING, VERDICTS, Approvals, Asked
+from timestep.agents.record.approvals import PENDING, VERDICTS, Approvals, Asked
+from timestep.agents.record.waiting import Kind, PendingCall, Verdict
 from timestep.agents.types import Mode
-from timestep.agents.waiting import Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError

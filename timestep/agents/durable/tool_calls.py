@@ -13,15 +13,15 @@ from agents.agent_tool_state import get_agent_tool_state_scope, peek_agent_tool_
 from agents.tool import Tool, _FailureHandlingFunctionToolInvoker
 
 from timestep.agents.ask import is_question
-from timestep.agents.declarations import runs_once
-from timestep.agents.guardrails import scoped
-from timestep.agents.ledger import Begin, Ledger, Recorded
-from timestep.agents.outputs import as_json, from_json
-from timestep.agents.step import CallRecord, Run, Scope, Stop, present
-from timestep.agents.tool_tries import ToolTries, failure_handled
+from timestep.agents.durable.declarations import runs_once
+from timestep.agents.durable.guardrails import scoped
+from timestep.agents.durable.outputs import as_json, from_json
+from timestep.agents.durable.step import CallRecord, Run, Scope, Stop, present
+from timestep.agents.durable.tool_tries import ToolTries, failure_handled
+from timestep.agents.record.ledger import Begin, Ledger, Recorded
+from timestep.agents.record.units import fingerprint, unit
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict, call_digest
 from timestep.agents.tools import keyed
-from timestep.agents.units import fingerprint, unit
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict, call_digest
 from timestep.errors import TimestepError
 
 KIND = "tool-call"

@@ -10,12 +10,12 @@ from typing import Any
 from agents import Agent, ModelSettings, RunConfig, RunResult, RunState, UserError
 from agents.items import TResponseInputItem
 
-from timestep.agents.declarations import idempotent, once
-from timestep.agents.guardrails import REFUSALS, refusal
-from timestep.agents.interruptions import decided
-from timestep.agents.mcp import connected
-from timestep.agents.runner import runner
-from timestep.agents.step import CallPolicy, CallRecord, DurableStep, ResolveModel, Run, Stop
+from timestep.agents.durable.declarations import idempotent, once
+from timestep.agents.durable.guardrails import REFUSALS, refusal
+from timestep.agents.durable.interruptions import decided
+from timestep.agents.durable.mcp import connected
+from timestep.agents.durable.runner import runner
+from timestep.agents.durable.step import CallPolicy, CallRecord, DurableStep, ResolveModel, Run, Stop
 from timestep.errors import TimestepError
 
 __all__ = ["CallPolicy", "CallRecord", "DurableStep", "ResolveModel", "idempotent", "once", "run_durably"]

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, Model, ModelRetrySettings, ModelSettings, RunConfig, RunState
 
-from timestep.agents.events import Events, NoEvents
-from timestep.agents.ledger import Ledger, MemoryLedger
-from timestep.agents.retries import DEFAULT_RETRY
+from timestep.agents.durable.retries import DEFAULT_RETRY
+from timestep.agents.record.events import Events, NoEvents
+from timestep.agents.record.ledger import Ledger, MemoryLedger
+from timestep.agents.record.units import fingerprint
+from timestep.agents.record.waiting import Decide, Decision, Kind, PendingCall
 from timestep.agents.types import InferenceSettings, Usage
-from timestep.agents.units import fingerprint
-from timestep.agents.waiting import Decide, Decision, Kind, PendingCall
 from timestep.errors import TimestepError, UsageError
 
 if TYPE_CHECKING:
-    from timestep.agents.graph import Graph
+    from timestep.agents.durable.graph import Graph
 
 ResolveModel = Callable[[Agent[Any]], tuple[str, Model]]
 

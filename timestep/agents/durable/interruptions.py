@@ -6,9 +6,9 @@ from agents import RunResult, RunState
 from agents.items import ToolApprovalItem
 
 from timestep.agents.ask import is_question
-from timestep.agents.local_tools import arguments_of
-from timestep.agents.step import DurableStep, Run
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.durable.local_tools import arguments_of
+from timestep.agents.durable.step import DurableStep, Run
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.errors import TimestepError
 
 

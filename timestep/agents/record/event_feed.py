@@ -17,7 +17,7 @@ import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from timestep.agents.events import CHANNEL, FINISHED, Event
+from timestep.agents.record.events import CHANNEL, FINISHED, Event
 from timestep.database.engine import Database
 from timestep.database.models import EventRow
 from timestep.errors import TimestepError

@@ -8,10 +8,10 @@ from datetime import datetime
 from sqlalchemy import select
 
 from storage.store import ObjectStore
-from timestep.agents import lease as leases
-from timestep.agents.events import EventLog
-from timestep.agents.lease import Lease
-from timestep.agents.ledger import DatabaseLedger
+from timestep.agents.record import lease as leases
+from timestep.agents.record.events import EventLog
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.ledger import DatabaseLedger
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import ServiceUnavailableError

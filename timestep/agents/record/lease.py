@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 import asyncpg  # type: ignore[import-untyped]
 
-from timestep.agents import identity
-from timestep.agents.cancelling import end_cancelled
+from timestep.agents.record import identity
+from timestep.agents.record.cancelling import end_cancelled
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
 
@@ -95,7 +95,7 @@ async def alive(database: Database, step_ids: Iterable[str]) -> dict[str, bool]:
 
 
 async def ask_to_cancel(connection: asyncpg.Connection, step_id: str) -> None:
-    """Have the step's process, wherever it runs, end itself as cancelled; see :mod:`timestep.agents.cancelling`."""
+    """Have the step's process, wherever it runs, end itself as cancelled: :mod:`timestep.agents.record.cancelling`."""
     await connection.execute("select pg_notify($1, $2)", _CHANNEL, step_id)
 
 

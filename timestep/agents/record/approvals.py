@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Row, and_, case, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from timestep.agents.lease import Lease
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.database.models import ApprovalRow, StepRow
 from timestep.errors import ConflictError, NotFoundError, UsageError

@@ -14,13 +14,13 @@ from agents.retry import ModelRetryAdviceRequest, ModelRetryNormalizedError
 from openai._models import construct_type
 from pydantic import TypeAdapter
 
-from timestep.agents.ledger import Begin
-from timestep.agents.model_requests import ModelRequest
+from timestep.agents.durable.model_requests import ModelRequest
+from timestep.agents.durable.retries import retrying
+from timestep.agents.durable.step import CallRecord, DurableStep, Limits, Run, Stop, present
+from timestep.agents.durable.streams import DELTAS, NoStreamError, OnEvent, assembled, completed
 from timestep.agents.plain import whole
-from timestep.agents.retries import retrying
-from timestep.agents.step import CallRecord, DurableStep, Limits, Run, Stop, present
-from timestep.agents.streams import DELTAS, NoStreamError, OnEvent, assembled, completed
-from timestep.agents.units import fingerprint, unit
+from timestep.agents.record.ledger import Begin
+from timestep.agents.record.units import fingerprint, unit
 from timestep.errors import TimestepError
 from timestep.models import prices
 from timestep.models.providers import answered

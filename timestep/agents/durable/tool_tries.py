@@ -15,8 +15,8 @@ from agents.tool import (
     set_function_tool_failure_error_function,
 )
 
-from timestep.agents.declarations import retries
-from timestep.agents.step import Scope
+from timestep.agents.durable.declarations import retries
+from timestep.agents.durable.step import Scope
 from timestep.errors import NotFoundError, UsageError
 
 GRACE = 2.0  # seconds for a cancelled tool to clean up; a thread can't be cancelled and is left behind

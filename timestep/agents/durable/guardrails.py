@@ -12,7 +12,7 @@ from agents import (
     ToolOutputGuardrailTripwireTriggered,
 )
 
-from timestep.agents.step import Scope, part, present
+from timestep.agents.durable.step import Scope, part, present
 from timestep.errors import TimestepError
 
 G = TypeVar("G")

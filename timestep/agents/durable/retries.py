@@ -22,7 +22,7 @@ from agents.exceptions import ModelTimeoutError
 from agents.models._retry_runtime import provider_managed_retries_disabled
 from agents.run_internal.model_retry import get_response_with_retry
 
-from timestep.agents.streams import BrokenStreamError
+from timestep.agents.durable.streams import BrokenStreamError
 
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is told to the person instead
 # Parts of the codes of failures within a stream that pass by themselves.

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from storage.references import Reference
 from storage.store import ObjectStore
-from timestep.agents.lease import AWAY, PATIENCE, Lease
-from timestep.agents.waiting import Kind
+from timestep.agents.record.lease import AWAY, PATIENCE, Lease
+from timestep.agents.record.waiting import Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, ServiceUnavailableError, StorageError, TimestepError, UnitChangedError
 

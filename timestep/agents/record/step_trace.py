@@ -7,7 +7,7 @@ from typing import Any
 from storage.references import Reference
 from storage.store import ObjectStore
 from storage.traces import TraceStore
-from timestep.agents.step import DurableStep
+from timestep.agents.durable.step import DurableStep
 from timestep.agents.types import StepOutput
 
 WAITING = "waiting"  # the status of a trace whose step waits for people

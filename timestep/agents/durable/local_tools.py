@@ -23,8 +23,8 @@ from agents import (
 from agents.tool import Tool
 from pydantic import BaseModel, TypeAdapter
 
-from timestep.agents.step import Run
-from timestep.agents.tool_calls import ToolCall
+from timestep.agents.durable.step import Run
+from timestep.agents.durable.tool_calls import ToolCall
 from timestep.errors import UsageError
 
 _shell_result = TypeAdapter(ShellResult)

@@ -10,10 +10,10 @@ from agents.tool_context import ToolContext
 from openai.types.responses import ResponseFunctionToolCall
 
 from timestep.agents.ask import is_question
+from timestep.agents.durable.step import Run, Stop
+from timestep.agents.durable.tool_calls import durable_tool
 from timestep.agents.langchain import as_call
-from timestep.agents.step import Run, Stop
-from timestep.agents.tool_calls import durable_tool
-from timestep.agents.waiting import Decision, Kind, PendingCall, Verdict
+from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 
 
 @dataclass

@@ -10,14 +10,14 @@ from typing import Any
 from agents import Agent, Handoff, RunContextWrapper
 from agents.tool import Tool
 
-from timestep.agents.guardrails import scoped
-from timestep.agents.ledger import Begin
-from timestep.agents.local_tools import local_tool
-from timestep.agents.model_calls import DurableModel
-from timestep.agents.step import Limits, Run, Scope, Stop, part
-from timestep.agents.tool_calls import durable_tool, idempotency_key
+from timestep.agents.durable.guardrails import scoped
+from timestep.agents.durable.local_tools import local_tool
+from timestep.agents.durable.model_calls import DurableModel
+from timestep.agents.durable.step import Limits, Run, Scope, Stop, part
+from timestep.agents.durable.tool_calls import durable_tool, idempotency_key
+from timestep.agents.record.ledger import Begin
+from timestep.agents.record.units import fingerprint
 from timestep.agents.tools import keyed
-from timestep.agents.units import fingerprint
 from timestep.errors import TimestepError
 
 

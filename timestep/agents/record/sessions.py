@@ -23,9 +23,9 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from timestep.agents.lease import AWAY, PATIENCE, alive
-from timestep.agents.ledger import Begin, Ledger
-from timestep.agents.units import fingerprint, unit
+from timestep.agents.record.lease import AWAY, PATIENCE, alive
+from timestep.agents.record.ledger import Begin, Ledger
+from timestep.agents.record.units import fingerprint, unit
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UsageError
 

@@ -20,8 +20,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from pydantic import BaseModel
 
-from timestep.agents.away import prefect_reached
-from timestep.agents.ledger import Begin, Ledger
+from timestep.agents.record.away import prefect_reached
+from timestep.agents.record.ledger import Begin, Ledger
 from timestep.errors import ServiceUnavailableError
 
 Call = Callable[[], Awaitable[Any]]

@@ -7,9 +7,9 @@ from agents import Agent, RunConfig, RunResult, RunResultStreaming
 from agents.run import AgentRunner, get_default_agent_runner, set_default_agent_runner
 from agents.run_config import _coerce_run_config
 
-from timestep.agents.graph import Graph
-from timestep.agents.guardrails import scoped
-from timestep.agents.step import Run, present, scope
+from timestep.agents.durable.graph import Graph
+from timestep.agents.durable.guardrails import scoped
+from timestep.agents.durable.step import Run, present, scope
 
 
 class DurableRunner(AgentRunner):

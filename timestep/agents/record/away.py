@@ -14,7 +14,7 @@ import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from timestep.agents import lease
+from timestep.agents.record import lease
 from timestep.errors import ServiceUnavailableError
 
 LAST_SECONDS = 2.0

@@ -1,0 +1,1 @@
+"""The durable runtime: an Agents SDK run whose every model and tool call is one recorded unit."""
