@@ -27,7 +27,7 @@ from timestep.agents.record.lease import AWAY, PATIENCE, alive
 from timestep.agents.record.ledger import Begin, Ledger
 from timestep.agents.record.units import fingerprint, unit
 from timestep.database.engine import Database
-from timestep.errors import TimestepError, UsageError
+from timestep.errors import ServiceUnavailableError, TimestepError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,10 @@ class SessionTurn:
             return
 
         async def call() -> Any:
-            await _patiently(lambda: self._append(database, items))
+            try:
+                await _patiently(lambda: self._append(database, items))
+            except AWAY as error:
+                raise ServiceUnavailableError("database", database.shown) from error
             return len(items)
 
         await unit(self._ledger, self._unit("add"), call)
