@@ -98,7 +98,7 @@ class Campaign:
         self.steps: dict[str, str] = {}  # id -> tag
         self.ended: dict[str, str] = {}  # id -> its final state
         self.settled: Counter[str] = Counter()
-        self.continued: dict[int, float] = {}  # process id -> when it went on
+        self.stopped: dict[int, float] = {}  # process id -> when it was stopped
         self.over = asyncio.Event()
 
     async def run(self) -> Counts:
@@ -138,6 +138,7 @@ class Campaign:
     async def _stop_one(self) -> None:
         """SIGSTOP a flow run's process, let another take its step over, and let the first go on."""
         step, pid = self.random.choice(list((await self._at_work()).items()))
+        self.stopped[pid] = time.time()
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
         print(f"      process {pid} stopped", flush=True)
@@ -146,7 +147,6 @@ class Campaign:
                 while (await self.stack.holders()).get(step, pid) == pid and step not in self.ended:
                     await asyncio.sleep(0.5)
         finally:
-            self.continued[pid] = time.time()
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
@@ -196,7 +196,7 @@ class Campaign:
     async def _count(self) -> Counts:
         counts = Counts(Counter(kill.target for kill in self.kills), steps=len(self.steps))
         counts.asked, counts.approved = self.settled["cut"], self.settled["approval"]
-        counts.stopped = len(self.continued)
+        counts.stopped = len(self.stopped)
         ends = {step: self.ended.get(step, "Never ended") for step in self.steps}
         counts.lost = [f"{step} {end}" for step, end in ends.items() if not end.startswith("Completed")]
         rows = await self.stack.fetch("select step_id, position, kind, finished_at from units")
@@ -208,7 +208,7 @@ class Campaign:
             line = json.loads(text)
             if line["moment"] == "begun":
                 begun.setdefault((line["tag"], line["call"]), []).append(line["at"])
-                counts.unfenced += line["at"] > self.continued.get(line["pid"], float("inf"))
+                counts.unfenced += line["at"] > self.stopped.get(line["pid"], float("inf"))
         for step, tag in self.steps.items():
             for call in (call for of, call in begun if of == tag):
                 times, end = begun[tag, call], finished.get((step, call))

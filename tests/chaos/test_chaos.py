@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -89,20 +90,20 @@ async def test_a_process_that_was_stopped_and_superseded_does_nothing_more(stack
     await until(lambda: begun(stack, "frozen"))
     pid = (await until(stack.holders))[step]
     os.kill(pid, signal.SIGSTOP)
+    stopped = time.time()
     try:
-        again = await until(lambda: [p for _, p in begun(stack, "frozen") if p != pid], 90)
+        assert await until(lambda: [p for _, p in begun(stack, "frozen") if p != pid], 90)
     finally:
-        os.kill(pid, signal.SIGCONT)
-    continued = time.time()
+        with suppress(ProcessLookupError):  # whoever takes over on the same machine wakes it, to end
+            os.kill(pid, signal.SIGCONT)
     await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     run = await ended(stack, step)
     assert run.state is not None
     assert run.state.is_completed(), run.state
     lines = [json.loads(line) for line in stack.calls.read_text().splitlines()]
-    assert not [line for line in lines if line["pid"] == pid and line["moment"] == "begun" and line["at"] > continued]
+    assert not [line for line in lines if line["pid"] == pid and line["moment"] == "begun" and line["at"] > stopped]
     calls = [call for call, _ in begun(stack, "frozen")]
     assert len(calls) - len(set(calls)) <= 1, calls  # the one that was cut
-    assert again
 
 
 @pytest.mark.timeout(240)
