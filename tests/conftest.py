@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from deployments.local import free_port
+from tests.postgres import database, empty_server, postgres_url, template
 from tests.tiny_model import tiny_model
 from timestep.settings import Settings
 
+# Fixtures, of one server for the whole suite.
+__all__ = ["database", "empty_server", "postgres_url", "template"]
 ROOT = Path(__file__).resolve().parents[1]
 
 

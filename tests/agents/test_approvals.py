@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.ask import ask_user, is_question
 from timestep.agents.record import approvals
 from timestep.agents.record.approvals import Approvals, expire
 from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
-
-__all__ = ["database", "empty_server", "postgres_url"]
 
 APPROVE = Decision(verdict=Verdict.APPROVE)
 REJECT = Decision(verdict=Verdict.REJECT, text="too dangerous")

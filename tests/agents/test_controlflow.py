@@ -19,7 +19,6 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from storage.store import ObjectStore
 from tests.conftest import ROOT
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.controlflow import Orchestration, run_controlflow
 from timestep.agents.durable.run import DurableStep
 from timestep.agents.record.approvals import Approvals
@@ -35,8 +34,6 @@ from timestep.agents.types import InferenceSettings
 from timestep.database.engine import Database
 from timestep.errors import TimestepError, UnitChangedError, UsageError
 from timestep.settings import load_settings
-
-__all__ = ["database", "empty_server", "postgres_url"]
 
 
 class Stage:

@@ -14,7 +14,6 @@ from tests.agents.durable_agents import YES, remember
 from tests.agents.durably import Killed, MortalLedger, People, executed, new_step, run
 from tests.agents.test_durable_tools import caller, output_of
 from tests.agents.test_ledger import Attempts, process_ends_by_exception
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.durable.run import once
 from timestep.agents.durable.tool_calls import cut_call
 from timestep.agents.record.approvals import Approvals
@@ -23,7 +22,7 @@ from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, UnitChangedError
 
-__all__ = ["database", "empty_server", "postgres_url", "process_ends_by_exception"]
+__all__ = ["process_ends_by_exception"]
 
 
 @pytest.fixture

@@ -13,13 +13,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.record import event_feed, events
 from timestep.agents.record.event_feed import EventFeed, prune_events, read_events, watch
 from timestep.agents.record.events import PER_ATTEMPT, Event, EventLog
 from timestep.database.engine import Database
-
-__all__ = ["database", "empty_server", "postgres_url"]
 
 STEP = "5e1f0000-0000-0000-0000-000000000000"
 

@@ -15,13 +15,10 @@ from typing import NoReturn
 import pytest
 
 from tests.conftest import ROOT
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.record import identity
 from timestep.agents.record import lease as lease_module
 from timestep.agents.record.lease import Lease, alive
 from timestep.database.engine import Database
-
-__all__ = ["database", "empty_server", "postgres_url"]
 
 
 class Holder:

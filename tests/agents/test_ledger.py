@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import pytest
 
 from storage.store import ObjectStore
-from tests.postgres import database, empty_server, postgres_url
 from timestep.agents.record import lease as lease_module
 from timestep.agents.record import ledger as ledger_module
 from timestep.agents.record.lease import Lease
@@ -17,8 +16,6 @@ from timestep.agents.record.ledger import LARGE, Begin, DatabaseLedger, Ledger, 
 from timestep.agents.record.waiting import Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, ServiceUnavailableError, UnitChangedError
-
-__all__ = ["database", "empty_server", "postgres_url"]
 
 
 class Ended(asyncio.CancelledError):

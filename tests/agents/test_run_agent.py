@@ -20,7 +20,6 @@ from agents.decorators import input_guardrail
 from agents.guardrail import GuardrailFunctionOutput
 from agents.testing import ScriptedModel, assistant_message, function_call
 
-from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep import InterruptionException, TimestepError, consume_result, run_agent
 from timestep.agents.record.sessions import open_session
 from timestep.database.engine import Database
@@ -160,7 +159,7 @@ async def test_where_models_are_found() -> None:
 
 
 @both
-async def test_a_session_on_postgresql_holds_the_conversation(stream: bool, database: Database) -> None:  # noqa: F811
+async def test_a_session_on_postgresql_holds_the_conversation(stream: bool, database: Database) -> None:
     session = await open_session(database, "talk")
     model = script("one", "two")
     agent = Agent[Any](name="a", model=model)

@@ -18,7 +18,6 @@ from sqlalchemy import text
 
 from tests.agents.library_process import build
 from tests.conftest import ROOT, environment
-from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep import RunStateStore, run_agent
 from timestep.database.engine import Database
 from timestep.errors import RunStateError, StateTransferError, UsageError
@@ -39,7 +38,7 @@ Story = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Story:  # noqa: F811
+def story(tmp_path_factory: pytest.TempPathFactory, postgres_url: str) -> Story:
     """All the runs, through three processes: what each run was like at the end of each process."""
     folder = tmp_path_factory.mktemp("runs")
     story: Story = {name: [] for name in RUNS}
@@ -220,7 +219,7 @@ async def test_a_context_that_json_cannot_hold_is_given_again(clerk: Agent[Any],
     assert loaded is not None and loaded._context is not None and loaded._context.context == Person("l")
 
 
-async def test_a_row_is_json_that_the_database_can_read(clerk: Agent[Any], empty_server: str) -> None:  # noqa: F811
+async def test_a_row_is_json_that_the_database_can_read(clerk: Agent[Any], empty_server: str) -> None:
     await RunStateStore(agent=clerk, session_id="talk", database_url=empty_server).save(await waiting(clerk))
     opened = Database(empty_server)
     async with opened.session() as session:
@@ -229,7 +228,7 @@ async def test_a_row_is_json_that_the_database_can_read(clerk: Agent[Any], empty
     assert name == clerk.name
 
 
-async def test_any_text_survives_in_the_database(clerk: Agent[Any], empty_server: str) -> None:  # noqa: F811
+async def test_any_text_survives_in_the_database(clerk: Agent[Any], empty_server: str) -> None:
     state = await waiting(clerk, context={"b": "\x00 \ud800 ü", "a": 1})
     store = RunStateStore(agent=clerk, session_id="talk", database_url=empty_server)
     await store.save(state)

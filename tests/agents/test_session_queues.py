@@ -11,7 +11,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
 from sqlalchemy import text
 
-from tests.postgres import postgres_url  # noqa: F401
 from tests.server.stage import Stage, Step, call
 from timestep import runs
 from timestep.agents.record.sessions import heads, join, repair_queues
@@ -19,7 +18,7 @@ from timestep.database.engine import Database
 
 
 @pytest.fixture(scope="module")
-def stage(postgres_url: str) -> Iterator[Stage]:  # noqa: F811
+def stage(postgres_url: str) -> Iterator[Stage]:
     asyncio.run(Database(postgres_url).create_missing())
     with tempfile.TemporaryDirectory(prefix="ts-") as home:
         stage = Stage(Path(home), postgres_url)

@@ -12,7 +12,6 @@ from sqlalchemy import text
 
 from storage.store import ObjectStore
 from tests.conftest import ROOT, environment
-from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep.agents.record import lease, sessions
 from timestep.agents.record.lease import Lease
 from timestep.agents.record.ledger import DatabaseLedger, MemoryLedger
@@ -40,7 +39,7 @@ lease.end_process = _end
 class Steps:
     """Steps of one session, all held by this process."""
 
-    def __init__(self, database: Database, folder: Path) -> None:  # noqa: F811
+    def __init__(self, database: Database, folder: Path) -> None:
         self.database, self.store = database, ObjectStore.open(f"local://{folder}")
         self.woken: list[str] = []
 
@@ -67,7 +66,7 @@ class Steps:
 
 
 @pytest.fixture
-async def steps(database: Database, tmp_path: Path) -> AsyncIterator[Steps]:  # noqa: F811
+async def steps(database: Database, tmp_path: Path) -> AsyncIterator[Steps]:
     yield Steps(database, tmp_path)
 
 
@@ -259,7 +258,7 @@ asyncio.run(main(sys.argv[1]))
 
 async def test_processes_that_use_the_first_session_together_make_its_tables_once(
     steps: Steps,
-    empty_server: str,  # noqa: F811
+    empty_server: str,
 ) -> None:
     command = [sys.executable, "-c", FIRST_USE, empty_server]
     started = [
@@ -276,7 +275,7 @@ class Suspended(BaseException):
     """As Prefect ends a suspended flow's process."""
 
 
-async def pend(database: Database, step_id: str) -> None:  # noqa: F811
+async def pend(database: Database, step_id: str) -> None:
     """The step has asked for an approval."""
     call = PendingCall(position="a/0/0", kind=Kind.APPROVAL, call_id="c", agent="a", tool="t", arguments="{}")
     async with database.session() as session:

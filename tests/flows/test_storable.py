@@ -14,7 +14,6 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MOD
 
 from flows.support import publish, storable
 from storage.store import ObjectStore
-from tests.postgres import postgres_url  # noqa: F401
 from tests.server.stage import Stage
 from timestep import runs
 from timestep.agents.types import Mode, StepOutput
@@ -23,7 +22,7 @@ from timestep.errors import NotFoundError, TimestepError, UsageError
 
 
 @pytest.fixture(scope="module")
-def prefect(postgres_url: str) -> Iterator[None]:  # noqa: F811
+def prefect(postgres_url: str) -> Iterator[None]:
     asyncio.run(Database(postgres_url).create_missing())
     with tempfile.TemporaryDirectory(prefix="ts-") as home:
         stage = Stage(Path(home), postgres_url)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import set_trace_processors
+from agents import set_trace_processors, set_tracing_disabled
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "javascript"
@@ -76,4 +76,6 @@ def javascript(sdk: Path) -> Iterator[JavaScript]:
 def traces() -> Iterator[None]:
     """Traces are made, and go nowhere."""
     set_trace_processors([])
+    set_tracing_disabled(False)  # other test files turn it off for the process
     yield
+    set_tracing_disabled(True)

@@ -7,7 +7,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from storage.references import Reference
-from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep.database.engine import Database
 from timestep.errors import NotFoundError
 from timestep.models.registry import ModelRegistry
@@ -20,7 +19,7 @@ def weights(name: str) -> Reference:
 
 
 @pytest.fixture
-def registry(database: Database) -> ModelRegistry:  # noqa: F811
+def registry(database: Database) -> ModelRegistry:
     return ModelRegistry(database)
 
 
@@ -137,7 +136,7 @@ async def test_what_is_not_there_is_named(registry: ModelRegistry) -> None:
 
 async def test_the_database_itself_keeps_a_promoted_version_there(
     registry: ModelRegistry,
-    database: Database,  # noqa: F811
+    database: Database,
 ) -> None:
     await registry.register("assistant", weights("a"), BASE, "run-1", {})
     await registry.promote("assistant", 1)

@@ -9,7 +9,6 @@ from openai import OpenAI
 
 from storage.store import ObjectStore
 from tests.models.conftest import SMOLLM2, Server
-from tests.postgres import database, empty_server, postgres_url  # noqa: F401
 from timestep.database.engine import Database
 from timestep.errors import ModelFileError, NotFoundError
 from timestep.models.engines import EnginePool
@@ -23,7 +22,7 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 class Shop:
     """A registry and a store with a declared model 'assistant', and what registers versions of it."""
 
-    def __init__(self, database: Database, home: Path, file: Path) -> None:  # noqa: F811
+    def __init__(self, database: Database, home: Path, file: Path) -> None:
         self.settings = Settings(home=home)
         self.registry = ModelRegistry(database)
         self.store = ObjectStore.open(self.settings.storage)
@@ -36,7 +35,7 @@ class Shop:
 
 
 @pytest.fixture
-async def shop(database: Database, tmp_path: Path, tiny_file: Path) -> Shop:  # noqa: F811
+async def shop(database: Database, tmp_path: Path, tiny_file: Path) -> Shop:
     made = Shop(database, tmp_path / "home", tiny_file)
     await made.registry.declare("assistant", SMOLLM2)
     return made
@@ -82,7 +81,7 @@ async def test_a_stored_file_that_is_no_model_is_named(shop: Shop) -> None:
 async def test_the_server_serves_what_was_promoted_while_it_ran(
     shop: Shop,
     serve: Callable[..., Server],
-    empty_server: str,  # noqa: F811
+    empty_server: str,
 ) -> None:
     url, settings = empty_server, shop.settings
     server = serve("timestep.models.server", DATABASE_URL=url, STORAGE_URL=settings.storage, CONTEXT_LENGTH="256")

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import Service
 from tests.flows.conftest import Steps, steps
 from tests.server.stage import Sent, listen, types
+from timestep.database.engine import Database
 from timestep.errors import NotFoundError
 from timestep.steps import cancel
 
@@ -57,6 +58,7 @@ async def test_a_step_that_fails_says_so_to_its_watchers(service: Service, steps
 
 async def test_a_step_that_is_cancelled_ends_its_stream(service: Service, steps: Steps) -> None:
     run = await steps.start(input="go", agent="sleeper")
+    database = Database(str(service.json("status")["urls"]["database"]))
     async with (
         asyncio.timeout(60),
         httpx.AsyncClient(timeout=60) as client,
@@ -66,7 +68,8 @@ async def test_a_step_that_is_cancelled_ends_its_stream(service: Service, steps:
         async for event in listen(response):
             events.append(event)
             if event.type == "call.started" and event.data["name"] == "slow":
-                await cancel(steps.client, run.id)
+                await cancel(steps.client, database, run.id)
     assert events[-1].type == "step.finished" and events[-1].data["status"] == "cancelled"
     with pytest.raises(NotFoundError):
-        await cancel(steps.client, UUID(int=15))
+        await cancel(steps.client, database, UUID(int=15))
+    await database.close()

@@ -19,7 +19,6 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from sqlalchemy import text
 
 from flows.batch import _Batch
-from tests.postgres import postgres_url  # noqa: F401
 from tests.server.stage import Stage, Step
 from timestep import repair, runs, steps
 from timestep.agents.record import identity
@@ -30,7 +29,7 @@ from timestep.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def stage(postgres_url: str) -> Iterator[Stage]:  # noqa: F811
+def stage(postgres_url: str) -> Iterator[Stage]:
     asyncio.run(Database(postgres_url).create_missing())
     with tempfile.TemporaryDirectory(prefix="ts-") as home:
         stage = Stage(Path(home), postgres_url)

@@ -21,7 +21,6 @@ from flows.waiting import People
 from storage.store import ObjectStore
 from storage.traces import TraceStore
 from tests.agents.test_events import away
-from tests.postgres import postgres_url
 from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
 from timestep import steps
 from timestep.agents.record.events import PER_ATTEMPT
@@ -30,8 +29,6 @@ from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.server import steps as routes
 from timestep.steps import CallDecision, decisions, traces
-
-__all__ = ["postgres_url"]
 
 NOBODY = "00000000-0000-0000-0000-00000000000f"
 
