@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from timestep.database.engine import Database
+from timestep.database.models import Base
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +67,34 @@ def template(postgres_url: str) -> str:
 
 
 @pytest.fixture
-async def database(template: str, empty_server: str) -> AsyncIterator[Database]:
+async def database(template: str, postgres_url: str) -> AsyncIterator[Database]:
     """Our database, migrated and empty; beside it one for Prefect."""
-    await _execute(empty_server, f"create database timestep template {template}", "create database prefect")
-    database = Database(empty_server)
+    connection = await asyncpg.connect(postgres_url)
+    there = {row["datname"] for row in await connection.fetch("select datname from pg_database")}
+    await connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname in ('timestep', 'prefect')"
+    )
+    if "prefect" not in there:
+        await connection.execute("create database prefect")
+    if "timestep" not in there:
+        await connection.execute(f"create database timestep template {template}")
+    await connection.close()
+    database = Database(postgres_url)
+    if "timestep" in there:  # ten times quicker than a new one
+        await _empty(database)
     yield database
     await database.close()
+
+
+async def _empty(database: Database) -> None:
+    connection = await database.connect()
+    tables = ", ".join(Base.metadata.tables)
+    others = await connection.fetch(
+        "select tablename from pg_tables where schemaname = 'public' and tablename not in "
+        "('alembic_version') and tablename <> all($1)",
+        list(Base.metadata.tables),
+    )
+    for row in others:  # such as those that the SDK makes for a session
+        await connection.execute(f'drop table "{row["tablename"]}" cascade')
+    await connection.execute(f"truncate {tables} restart identity cascade")
+    await connection.close()
