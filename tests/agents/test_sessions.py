@@ -258,9 +258,9 @@ asyncio.run(main(sys.argv[1]))
 
 async def test_processes_that_use_the_first_session_together_make_its_tables_once(
     steps: Steps,
-    empty_server: str,
+    postgres_url: str,
 ) -> None:
-    command = [sys.executable, "-c", FIRST_USE, empty_server]
+    command = [sys.executable, "-c", FIRST_USE, postgres_url]
     started = [
         await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE)
         for _ in range(3)
