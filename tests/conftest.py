@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from deployments.local import free_port
 from tests.postgres import database, empty_server, postgres_url, template
 from tests.tiny_model import tiny_model
+from timestep.agents.record import lease
 from timestep.settings import Settings
 
 # Fixtures, of one server for the whole suite.
@@ -126,7 +127,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="FOLDER", help="keep what the Prefect UI shows, for the documents")
 
 
+def _never(code: int) -> NoReturn:
+    raise AssertionError(f"a lease ended this process ({code}), and with it every test")
+
+
 def pytest_configure() -> None:
+    """What a flow run's process does, and this one must not."""
+    lease.end_process = _never
+    _send_no_events()
+
+
+def _send_no_events() -> None:
     """No events leave this process: Prefect would wait for a server that a test has long stopped."""
     from prefect.events.clients import NullEventsClient
     from prefect.events.worker import EventsWorker

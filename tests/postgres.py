@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
+from timestep.agents.record import lease
 from timestep.database.engine import Database
 from timestep.database.models import Base
 
@@ -83,6 +84,8 @@ async def database(template: str, postgres_url: str) -> AsyncIterator[Database]:
     if "timestep" in there:  # ten times quicker than a new one
         await _empty(database)
     yield database
+    for held in list(lease._leases.values()):  # their threads would go on beating
+        await held.close()
     await database.close()
 
 
