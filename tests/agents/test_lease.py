@@ -111,6 +111,7 @@ async def test_where_one_lives_a_newcomer_ends_and_changes_nothing(
     assert await holders[0].says() == "finished"
 
 
+@pytest.mark.long
 async def test_another_machines_process_is_judged_by_its_lock(
     database: Database, tmp_path: Path, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ async def test_another_machines_process_is_judged_by_its_lock(
     assert await dies(database, lease_module.LOCK_SECONDS + 3) > 0.5
 
 
+@pytest.mark.long
 async def test_a_lost_connection_is_no_death_and_the_lock_is_taken_again(
     database: Database, tmp_path: Path, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

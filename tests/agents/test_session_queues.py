@@ -87,6 +87,7 @@ async def test_a_run_that_was_deleted_gives_its_place_up(queue: Queue) -> None:
     assert await queue.repair() == [second.name]
 
 
+@pytest.mark.long
 async def test_more_sessions_than_one_answer_of_the_server_holds(queue: Queue) -> None:
     first = await queue.add(StateType.RUNNING)
     deployment = (await queue.client.read_flow_run(first.id)).deployment_id

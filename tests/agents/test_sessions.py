@@ -256,6 +256,7 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
+@pytest.mark.long
 async def test_processes_that_use_the_first_session_together_make_its_tables_once(
     steps: Steps,
     postgres_url: str,

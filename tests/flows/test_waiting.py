@@ -68,6 +68,7 @@ def store(service: Service) -> ObjectStore:
     return ObjectStore.open(f"local://{service.home}/storage")
 
 
+@pytest.mark.long
 async def test_a_rejection_by_command_line_tells_the_model_why(service: Service, steps: Steps) -> None:
     run, view = await suspended(service, steps, agent="cleaner")
     short, call = str(run.id)[:8], view["pending"][0]["call_id"]
