@@ -81,9 +81,9 @@ async def test_a_stored_file_that_is_no_model_is_named(shop: Shop) -> None:
 async def test_the_server_serves_what_was_promoted_while_it_ran(
     shop: Shop,
     serve: Callable[..., Server],
-    empty_server: str,
+    postgres_url: str,
 ) -> None:
-    url, settings = empty_server, shop.settings
+    url, settings = postgres_url, shop.settings
     server = serve("timestep.models.server", DATABASE_URL=url, STORAGE_URL=settings.storage, CONTEXT_LENGTH="256")
     client = OpenAI(base_url=server.api, api_key="none", max_retries=0)
 
