@@ -1,9 +1,7 @@
 """Queues that no process can hand on, on a real Prefect server: runs that were cancelled, deleted or woken in vain."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -11,7 +9,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
 from sqlalchemy import text
 
-from tests.server.stage import Stage, Step, call
+from tests.server.stage import Stage, Step, call, staged
 from timestep import runs
 from timestep.agents.record.sessions import heads, join, repair_queues
 from timestep.database.engine import Database
@@ -19,12 +17,8 @@ from timestep.database.engine import Database
 
 @pytest.fixture(scope="module")
 def stage(postgres_url: str) -> Iterator[Stage]:
-    asyncio.run(Database(postgres_url).create_missing())
-    with tempfile.TemporaryDirectory(prefix="ts-") as home:
-        stage = Stage(Path(home), postgres_url)
-        stage.start("prefect")
+    with staged(postgres_url, "prefect") as stage:
         yield stage
-        stage.end("prefect")
 
 
 class Queue:

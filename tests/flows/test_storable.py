@@ -1,7 +1,5 @@
 """What Prefect's database can't hold, on a real Prefect server: refused at the door, or told in other characters."""
 
-import asyncio
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,19 @@ from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MOD
 
 from flows.support import publish, storable
 from storage.store import ObjectStore
-from tests.server.stage import Stage
+from tests.server.stage import staged
 from timestep import runs
 from timestep.agents.types import Mode, StepOutput
-from timestep.database.engine import Database
 from timestep.errors import NotFoundError, TimestepError, UsageError
 
 
 @pytest.fixture(scope="module")
 def prefect(postgres_url: str) -> Iterator[None]:
-    asyncio.run(Database(postgres_url).create_missing())
-    with tempfile.TemporaryDirectory(prefix="ts-") as home:
-        stage = Stage(Path(home), postgres_url)
-        stage.start("prefect")
-        with temporary_settings({PREFECT_API_URL: stage.prefect_api, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}):
-            yield
-        stage.end("prefect")
+    with (
+        staged(postgres_url, "prefect") as stage,
+        temporary_settings({PREFECT_API_URL: stage.prefect_api, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}),
+    ):
+        yield
 
 
 @pytest.mark.parametrize("bad", ["a\0b", "half \ud83d", [{"role": "user", "content": "\0"}], {"k\0": 1}])

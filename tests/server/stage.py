@@ -5,8 +5,9 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ class Stage:
         }
         named = [("TIMESTEP_", ours), ("PREFECT_", prefect)]
         return environment() | {f"{p}{name}": str(value) for p, group in named for name, value in group.items()}
+
+
+@contextmanager
+def staged(database_url: str, *servers: str) -> Iterator[Stage]:
+    """The named servers, on databases that are created where missing; ended at the end."""
+    asyncio.run(Database(database_url).create_missing())
+    with tempfile.TemporaryDirectory(prefix="ts-") as home:
+        stage = Stage(Path(home), database_url)
+        try:
+            for name in servers:
+                stage.start(name)
+            yield stage
+        finally:
+            for name in list(stage.processes):
+                stage.end(name)
 
 
 @dataclass

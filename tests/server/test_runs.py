@@ -1,12 +1,10 @@
 """Flow runs on a real Prefect server, with no worker: waited for, woken and cancelled, whatever becomes of them."""
 
 import asyncio
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,7 +17,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from sqlalchemy import text
 
 from flows.batch import _Batch
-from tests.server.stage import Stage, Step
+from tests.server.stage import Stage, Step, staged
 from timestep import repair, runs, steps
 from timestep.agents.record import identity
 from timestep.cli.running import _interrupted
@@ -30,12 +28,8 @@ from timestep.settings import Settings
 
 @pytest.fixture(scope="module")
 def stage(postgres_url: str) -> Iterator[Stage]:
-    asyncio.run(Database(postgres_url).create_missing())
-    with tempfile.TemporaryDirectory(prefix="ts-") as home:
-        stage = Stage(Path(home), postgres_url)
-        stage.start("prefect")
+    with staged(postgres_url, "prefect") as stage:
         yield stage
-        stage.end("prefect")
 
 
 Make = Callable[..., Awaitable[Step]]

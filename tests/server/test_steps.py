@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ from flows.waiting import People
 from storage.store import ObjectStore
 from storage.traces import TraceStore
 from tests.agents.test_events import away
-from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, types, until_killed
+from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, staged, types, until_killed
 from timestep import steps
 from timestep.agents.record.events import PER_ATTEMPT
 from timestep.agents.record.waiting import Decision, Kind, Verdict
@@ -37,22 +36,16 @@ Make = Callable[..., Awaitable[Step]]
 
 @pytest.fixture(scope="module")
 def stage(postgres_url: str) -> Iterator[Stage]:
-    async def prepare() -> None:
-        database = Database(postgres_url)
-        await database.create_missing()
-        await database.migrate()
-        await database.close()
+    with staged(postgres_url, "prefect") as stage:
+        asyncio.run(migrated(postgres_url))
+        stage.start("http")
+        yield stage
 
-    asyncio.run(prepare())
-    with tempfile.TemporaryDirectory(prefix="ts-") as home:
-        stage = Stage(Path(home), postgres_url)
-        try:
-            stage.start("prefect")
-            stage.start("http")
-            yield stage
-        finally:
-            for name in list(stage.processes):
-                stage.end(name)
+
+async def migrated(database_url: str) -> None:
+    database = Database(database_url)
+    await database.migrate()
+    await database.close()
 
 
 @pytest.fixture
