@@ -22,7 +22,8 @@ from flows.forms import Form, form, submitted
 from timestep import runs
 from timestep.agents.record.approvals import Approvals
 from timestep.agents.record.away import prefect_reached
-from timestep.agents.record.lease import PATIENCE, Lease
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.patience import PATIENCE
 from timestep.agents.record.sessions import next_in_line
 from timestep.agents.record.waiting import Decision, PendingCall, Verdict
 from timestep.database.engine import Database

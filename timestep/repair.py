@@ -32,7 +32,8 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from timestep import runs
-from timestep.agents.record.lease import AWAY, Standing, alive, ask_to_cancel, standings
+from timestep.agents.record.lease import Standing, alive, ask_to_cancel, standings
+from timestep.agents.record.patience import AWAY
 from timestep.agents.record.sessions import repair_queues
 from timestep.database.engine import Database
 from timestep.settings import Settings

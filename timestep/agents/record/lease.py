@@ -20,6 +20,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from timestep.agents.record import identity
 from timestep.agents.record.cancelling import end_cancelled
+from timestep.agents.record.patience import AWAY, patiently
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
 
@@ -29,18 +30,6 @@ LOCK_SECONDS = 3.0  # to take the lock again after a lost connection
 RESTART_SECONDS = 15.0  # after PostgreSQL's start, for processes to come back to it
 TAKEOVER_SECONDS = 3.0  # a newcomer waits this long for the one before it to end
 HUNG_SECONDS = 3.0  # for a process that was taken for hung to see, once woken, that it is superseded
-PATIENCE = 120.0  # seconds that a database may be away
-
-# What a database raises that is away, or ending, or full, or not yet there again.
-AWAY = (
-    OSError,
-    ServiceUnavailableError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InternalClientError,
-)
-
 _LOCKED = """exists (
     select from pg_locks, hashtextextended(steps.id, steps.attempt) as key
     where locktype = 'advisory' and granted and objsubid = 1
@@ -239,16 +228,14 @@ class Lease:
                 self._disconnect()
 
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
-        deadline = asyncio.get_running_loop().time() + PATIENCE
-        while True:
-            try:
-                async with self._turn:
-                    await self._connected(work)
-                return
-            except (*AWAY, asyncpg.InterfaceError) as error:  # the latter from a transaction on a lost connection
-                if asyncio.get_running_loop().time() > deadline:
-                    raise ServiceUnavailableError("database", self._database.shown) from error
-                await asyncio.sleep(BEAT_SECONDS / 4)
+        async def in_turn() -> None:
+            async with self._turn:
+                await self._connected(work)
+
+        def is_away(error: Exception) -> bool:  # InterfaceError comes from a transaction on a lost connection
+            return isinstance(error, (*AWAY, asyncpg.InterfaceError))
+
+        await patiently(self._database, in_turn, pause=BEAT_SECONDS / 4, is_away=is_away)
 
     async def _connected(self, work: Callable[[], Awaitable[None]]) -> None:
         try:

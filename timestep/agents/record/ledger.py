@@ -18,10 +18,11 @@ from pydantic import BaseModel
 
 from storage.references import Reference
 from storage.store import ObjectStore
-from timestep.agents.record.lease import AWAY, PATIENCE, Lease
+from timestep.agents.record.lease import Lease
+from timestep.agents.record.patience import AWAY, PATIENCE, patiently
 from timestep.agents.record.waiting import Kind
 from timestep.database.engine import Database
-from timestep.errors import ConflictError, ServiceUnavailableError, StorageError, TimestepError, UnitChangedError
+from timestep.errors import ConflictError, StorageError, TimestepError, UnitChangedError
 
 LARGE = 256 << 10  # characters of JSON above which a result is an object in storage
 RETRY_SECONDS = 0.2
@@ -337,16 +338,13 @@ class DatabaseLedger:
 
     async def _patiently(self, work: Callable[[asyncpg.Connection], Awaitable[T]], patience: float | None = None) -> T:
         """Do the work on our connection, one at a time; again while the database is away."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self._patience if patience is None else patience)
-        while True:
-            try:
-                async with self._turn:
-                    return await self._connected(work)
-            except AWAY as error:
-                if loop.time() > deadline:
-                    raise ServiceUnavailableError("database", self._database.shown) from error
-                await asyncio.sleep(RETRY_SECONDS)
+
+        async def in_turn() -> T:
+            async with self._turn:
+                return await self._connected(work)
+
+        wait = self._patience if patience is None else patience
+        return await patiently(self._database, in_turn, patience=wait, pause=RETRY_SECONDS)
 
     async def _connected(self, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         if self._connection is None or self._connection.is_closed():

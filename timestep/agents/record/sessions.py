@@ -23,11 +23,12 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from timestep.agents.record.lease import AWAY, PATIENCE, alive
+from timestep.agents.record.lease import alive
 from timestep.agents.record.ledger import Begin, Ledger
+from timestep.agents.record.patience import AWAY, patiently
 from timestep.agents.record.units import fingerprint, unit
 from timestep.database.engine import Database
-from timestep.errors import ServiceUnavailableError, TimestepError, UsageError
+from timestep.errors import TimestepError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -161,12 +162,12 @@ class SessionTurn:
 
     async def history(self) -> list[Any]:
         """Items of the session before this step, as a unit: the same ones when the step runs again."""
-        session = self._session
-        if session is None:
+        session, database = self._session, self._database
+        if session is None or database is None:
             return []
 
         async def call() -> Any:
-            return [dict(item) for item in await _patiently(session.get_items)]
+            return [dict(item) for item in await _patiently(database, session.get_items)]
 
         return list(await unit(self._ledger, self._unit("read"), call))
 
@@ -177,10 +178,7 @@ class SessionTurn:
             return
 
         async def call() -> Any:
-            try:
-                await _patiently(lambda: self._append(database, items))
-            except AWAY as error:
-                raise ServiceUnavailableError("database", database.shown) from error
+            await _patiently(database, lambda: self._append(database, items))
             return len(items)
 
         await unit(self._ledger, self._unit("add"), call)
@@ -229,7 +227,7 @@ async def open_session(database: Database, session_id: str) -> SQLAlchemySession
                 await turn.execute(_MAKE_TABLES)
                 await session.get_items(limit=1)
 
-    await _patiently(make_tables)
+    await _patiently(database, make_tables)
     return session
 
 
@@ -241,7 +239,7 @@ async def join(database: Database, session_id: str, step_id: str) -> None:
             await session.execute(_ONE_BY_ONE, {"session_id": session_id})
             await session.execute(_JOIN, {"session_id": session_id, "step_id": step_id})
 
-    await _patiently(work)
+    await _patiently(database, work)
 
 
 async def leave(database: Database, step_id: str) -> str | None:
@@ -267,7 +265,7 @@ async def first(database: Database, step_id: str) -> Head | None:
         found = [] if session_id is None else await heads(database, session_id)
         return found[0] if found else None
 
-    return await _patiently(work)
+    return await _patiently(database, work)
 
 
 async def heads(database: Database, session_id: str | None = None) -> list[Head]:
@@ -322,14 +320,12 @@ def _awaits_turn(state: State[Any] | None) -> bool:
     return state is not None and state.is_paused() and (state.state_details.pause_key or "").startswith(TURN)
 
 
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do the work; again while the database is away."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return await work()
-        except (*AWAY, DBAPIError) as error:
-            away = not isinstance(error, DBAPIError) or error.connection_invalidated or isinstance(error.orig, AWAY)
-            if not away or time.monotonic() > until:
-                raise
-            await asyncio.sleep(RETRY_SECONDS)
+async def _patiently(database: Database, work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work; again while the database is away, by SQLAlchemy's account as well."""
+    return await patiently(database, work, pause=RETRY_SECONDS, is_away=_is_away)
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, DBAPIError):
+        return bool(error.connection_invalidated) or isinstance(error.orig, AWAY)
+    return isinstance(error, AWAY)
