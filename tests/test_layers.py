@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 LAYERS = {
     "timestep.cli": 6,
+    "timestep.verify": 6,
     "timestep.server": 5,
     "deployments": 5,
     "flows": 4,
@@ -19,6 +20,8 @@ LAYERS = {
     "timestep.runs": 3,
     "training": 3,
     "timestep.models": 2,
+    "timestep.files": 2,
+    "timestep.keys": 2,
     "storage": 1,
     "timestep.database": 1,
     "timestep.errors": 0,

@@ -5,8 +5,13 @@ next step. The command line prints that line and exits 1; the server maps ``stat
 
     TimestepError                   500
     ├── UsageError                  400  an argument, option or combination that can't be meant
+    │   ├── NotSupportedError       400  a parameter of the API that is not implemented
     │   ├── DatasetError            400  a line of a dataset, or a dataset as a whole
     │   └── StateTransferError      400  a part of a run's state that the other language's SDK has no place for
+    ├── AuthenticationError         401  no API key, or an unknown one
+    ├── PermissionDeniedError       403  an API key whose scopes don't cover what was asked
+    ├── TooLargeError               413  more bytes than are taken
+    ├── RateLimitError              429  more requests than are taken now
     ├── NotFoundError               404  an agent, model, tool or object with no such name
     ├── ConflictError               409  a second service on one home, a taken port
     │   ├── UnitChangedError        409  a step started again, whose code asks something else than before
@@ -40,6 +45,48 @@ class UsageError(TimestepError):
 
     status = 400
     code = "invalid_request"
+
+
+class NotSupportedError(UsageError):
+    """A parameter that is known, and not implemented: refused by name instead of ignored."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, why: str = "is not supported. Leave it out.") -> None:
+        super().__init__(f"'{param}' {why}")
+        self.param = param
+
+
+class AuthenticationError(TimestepError):
+    """No key, or none that is known."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(TimestepError):
+    """A key whose scopes don't cover this."""
+
+    status = 403
+    code = "insufficient_scope"
+
+
+class TooLargeError(TimestepError):
+    """More bytes than are taken."""
+
+    status = 413
+    code = "too_large"
+
+
+class RateLimitError(TimestepError):
+    """More requests than are taken now; ``retry_after`` in seconds says when to come back."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DatasetError(UsageError):

@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     toolchain_source: str = Field(
         "sdist", description="Where llama.cpp comes from: 'sdist', 'path' (binaries on PATH), or 'git:TAG'."
     )
+    embedding_model: str = Field(
+        "wordllama-256", description="Model of embeddings that name none: a built-in name, a GGUF path or URL."
+    )
+    queue_limit: int = Field(
+        64,
+        ge=1,
+        description="Requests that may wait for the model server; more are told to come back. Steps always wait.",
+    )
+    service_key: SecretStr | None = Field(
+        None, description="Key by which the service's own parts ask its HTTP API; made by the service."
+    )
     prefect_api_url: str | None = Field(None, description="Prefect API, where it is not the service's own.")
     model_server_url: str | None = Field(None, description="Model server, set by the service for its flow runs.")
     providers: SecretStr = Field(
@@ -139,6 +150,11 @@ class Settings(BaseSettings):
     def prefect_api(self) -> str:
         """URL of the Prefect API."""
         return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
+
+    @cached_property
+    def api_url(self) -> str:
+        """URL of this service's HTTP API, as its own flow runs reach it."""
+        return f"http://127.0.0.1:{self.port}"
 
     def environment(self) -> dict[str, str]:
         """The ``TIMESTEP_*`` variables that make a child process load equal settings."""

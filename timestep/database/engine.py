@@ -146,7 +146,8 @@ class Database:
         error = context.original_exception
         # The latter as asyncpg raised it; a timeout is an OSError.
         away = context.is_disconnect or isinstance(error, OSError) or isinstance(error.__cause__, _AWAY)
-        if not away or context.is_pre_ping:
+        # A cancelled statement loses its connection too, which says nothing about the server.
+        if not away or context.is_pre_ping or not isinstance(error, Exception):
             return None
         context.is_disconnect = True
         return ServiceUnavailableError("database", self.shown)

@@ -175,3 +175,170 @@ class RunStateRow(Base):
     version: Mapped[str]
     state: Mapped[str]  # JSON as it was written: text keeps what JSONB doesn't, such as the order of keys and NUL
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class FileRow(Base):
+    """A file of a client: its bytes are an object in storage, under ``key``. ``id`` is 'file-…'."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("files_created_at_idx", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str]
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class UploadRow(Base):
+    """A file that comes in parts; ``status`` is pending, completed, cancelled or expired."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    mime_type: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    file_id: Mapped[str | None]
+    file_expires_after: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+
+
+class UploadPartRow(Base):
+    """A part of an upload, stored whole under ``key``."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(
+        ForeignKey("uploads.id", name="upload_parts_upload_id_fkey", ondelete="CASCADE"), index=True
+    )
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    key: Mapped[str]
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class ConversationRow(Base):
+    """A conversation of the Responses API; ``id`` is 'conv_…'."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    # 'metadata' is taken by SQLAlchemy.
+    notes: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class ConversationItemRow(Base):
+    """An item of a conversation, as JSON text; ``number`` gives the order."""
+
+    __tablename__ = "conversation_items"
+    __table_args__ = (Index("conversation_items_number_idx", "conversation_id", "number"),)
+
+    conversation_id: Mapped[str] = mapped_column(
+        ForeignKey("conversations.id", name="conversation_items_conversation_id_fkey", ondelete="CASCADE"),
+        primary_key=True,
+    )
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, Identity())
+    item: Mapped[Any] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class ResponseRow(Base):
+    """A stored response: what was asked, and what came where no flow run holds it. ``id`` is 'resp_…'.
+
+    ``response`` is the whole object of one answered in the foreground; of one in the background it is empty, and the
+    flow run of the same id says how it stands. ``items`` are its input items, those of earlier responses included.
+    """
+
+    __tablename__ = "responses"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    request: Mapped[Any] = mapped_column(JSON)
+    items: Mapped[Any] = mapped_column(JSON)
+    response: Mapped[Any | None] = mapped_column(JSON)
+    previous_response_id: Mapped[str | None]
+    conversation_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class TaskRow(Base):
+    """A task of the Agent Protocol: a session, whose steps are flow runs. The input is JSON."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (Index("tasks_number_idx", "number"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, Identity())
+    input: Mapped[Any | None] = mapped_column(JSON)
+    additional_input: Mapped[Any | None] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class TaskStepRow(Base):
+    """Which task a flow run is a step of; ``id`` is the flow run's."""
+
+    __tablename__ = "task_steps"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(
+        ForeignKey("tasks.id", name="task_steps_task_id_fkey", ondelete="CASCADE"), index=True
+    )
+    number: Mapped[int] = mapped_column(BigInteger, Identity())
+    name: Mapped[str | None]
+    input: Mapped[Any | None] = mapped_column(JSON)
+    additional_input: Mapped[Any | None] = mapped_column(JSON)
+    is_last: Mapped[bool] = mapped_column(server_default="false")
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class ArtifactRow(Base):
+    """A file of a task of the Agent Protocol, stored under ``key``."""
+
+    __tablename__ = "artifacts"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(
+        ForeignKey("tasks.id", name="artifacts_task_id_fkey", ondelete="CASCADE"), index=True
+    )
+    step_id: Mapped[str | None]
+    number: Mapped[int] = mapped_column(BigInteger, Identity())
+    agent_created: Mapped[bool] = mapped_column(server_default="false")
+    file_name: Mapped[str]
+    relative_path: Mapped[str | None]
+    key: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class KeyRow(Base):
+    """An API key: its hash, never the key. ``shown`` are its first characters, for people to tell keys apart."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    hash: Mapped[str] = mapped_column(unique=True)
+    shown: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(JSONB)
+    requests_per_minute: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class RateRow(Base):
+    """Requests that a key has left: a bucket that fills with time, shared by every server."""
+
+    __tablename__ = "rates"
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    left: Mapped[float]
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())

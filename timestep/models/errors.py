@@ -1,6 +1,7 @@
 """Errors over HTTP, in OpenAI's shape: one mapping for the model server and the public one."""
 
 import logging
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from timestep.errors import NotFoundError, TimestepError
+from timestep.errors import NotFoundError, NotSupportedError, RateLimitError, TimestepError
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,14 @@ def error_body(error: Exception) -> dict[str, Any]:
         return _body("The server failed at this request; its log says why.", "server_error", code="internal_error")
     code = f"{error.kind}_not_found" if isinstance(error, NotFoundError) else error.code
     param = "model" if code == "model_not_found" else None
+    if isinstance(error, NotSupportedError):
+        param = error.param
     return _body(str(error), "invalid_request_error" if error.status < 500 else "server_error", param, code)
+
+
+def error_headers(error: TimestepError) -> dict[str, str]:
+    """When to come back, where the error says it (RFC 9110, section 10.2.3)."""
+    return {"retry-after": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, RateLimitError) else {}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -27,7 +35,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(TimestepError)
     async def _known(request: Request, error: TimestepError) -> JSONResponse:
-        return JSONResponse(error_body(error), error.status)
+        return JSONResponse(error_body(error), error.status, error_headers(error))
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

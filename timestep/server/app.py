@@ -6,10 +6,34 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from timestep.models.errors import install_error_handlers
-from timestep.server import chat, health, models, steps
+from timestep.server import (
+    agent_protocol,
+    agents,
+    batches,
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    metrics,
+    models,
+    page,
+    responses,
+    steps,
+    uploads,
+)
 from timestep.server.records import Housekeeper
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
+
+GROUPS = (
+    *(page, health, metrics),
+    *(models, chat, completions, embeddings, responses, conversations),
+    *(files, uploads, batches, fine_tuning),
+    *(steps, agents, agent_protocol),
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -26,6 +50,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Timestep", lifespan=lifespan)
     install_error_handlers(app)
-    for group in (health, models, chat, steps):
+    for group in GROUPS:
         app.include_router(group.router)
     return app

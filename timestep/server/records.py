@@ -22,6 +22,7 @@ from timestep.settings import Settings
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
+    from storage.store import ObjectStore
     from timestep.agents.record.event_feed import EventFeed
     from timestep.database.engine import Database
 
@@ -43,6 +44,14 @@ class Records:
     storage_url: str
 
 
+@dataclass(frozen=True)
+class Shelves:
+    """What needs no Prefect: our database, and storage."""
+
+    database: Database
+    store: ObjectStore
+
+
 class Housekeeper:
     """Makes the records, and keeps house while the server runs. Everything is safe with several servers at once."""
 
@@ -51,6 +60,8 @@ class Housekeeper:
         self._made: asyncio.Future[Records] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run())
+        self._shelves: Shelves | None = None
+        self._opening = asyncio.Lock()
         self.leaving = asyncio.Event()  # the server is about to end: whoever streams says goodbye
 
     async def records(self) -> Records:
@@ -69,6 +80,21 @@ class Housekeeper:
             raise ServiceUnavailableError("Prefect server", self._settings.prefect_api)
         return self._made.result()
 
+    async def shelves(self) -> Shelves:
+        """Our database and storage, at once. ServiceUnavailableError: no database is known."""
+        if self._settings.database_url is None:
+            raise ServiceUnavailableError("database", "TIMESTEP_DATABASE_URL")
+        async with self._opening:
+            if self._shelves is None:
+                self._shelves = await asyncio.to_thread(self._open_shelves, self._settings.database_url)
+            return self._shelves
+
+    def _open_shelves(self, database_url: str) -> Shelves:
+        from storage.store import ObjectStore
+        from timestep.database.engine import Database
+
+        return Shelves(Database(database_url), ObjectStore.open(self._settings.storage))
+
     def leave(self) -> None:
         """Have every stream end soon, so that nobody need wait for it; from any thread, and from a signal's handler."""
         self._loop.call_soon_threadsafe(self.leaving.set)
@@ -78,6 +104,8 @@ class Housekeeper:
         self.leaving.set()
         self._task.cancel()
         await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+        if self._shelves is not None:
+            await self._shelves.database.close()
 
     async def _run(self) -> None:
         try:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/steps")
 
 HEARTBEAT_SECONDS = 10.0
+CLOSE_SECONDS = 1.0  # of the server's end that a stream may hold up
 RETRY_MILLISECONDS = 1000  # after which a client whose stream broke comes back
 HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 HTTP = "the HTTP API"  # who decided, where the request doesn't say it
@@ -112,10 +113,15 @@ async def _stream(source: AsyncGenerator[Event], leaving: asyncio.Event) -> Asyn
     finally:
         gone.cancel()
         with anyio.CancelScope(shield=True):
-            if following is not None:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
-            await source.aclose()
+            # In a task of its own, which goes on where a query that is under way takes longer to be given up.
+            await asyncio.wait([asyncio.create_task(_close(source, following))], timeout=CLOSE_SECONDS)
+
+
+async def _close(source: AsyncGenerator[Event], following: asyncio.Future[Event | None] | None) -> None:
+    if following is not None:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    await source.aclose()
 
 
 async def _next(source: AsyncGenerator[Event]) -> Event | None:

@@ -1,0 +1,5 @@
+"""/ap/v1."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

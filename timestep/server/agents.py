@@ -1,0 +1,5 @@
+"""/v1/agents."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""/v1/batches."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

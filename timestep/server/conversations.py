@@ -1,0 +1,5 @@
+"""/v1/conversations."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

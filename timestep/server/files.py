@@ -1,0 +1,5 @@
+"""/v1/files."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""/metrics."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

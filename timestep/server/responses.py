@@ -1,0 +1,5 @@
+"""/v1/responses."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,5 @@
+"""/v1/uploads."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
