@@ -48,7 +48,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}."
-        return JSONResponse(_body(message, "invalid_request_error", code="invalid_request"), error.status_code)
+        body = _body(message, "invalid_request_error", code="invalid_request")
+        return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> JSONResponse:

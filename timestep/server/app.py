@@ -24,6 +24,7 @@ from timestep.server import (
     steps,
     uploads,
 )
+from timestep.server.documented import EVERYWHERE, install_openapi
 from timestep.server.records import Housekeeper
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
@@ -48,8 +49,10 @@ def create_app(settings: Settings) -> FastAPI:
         await app.state.housekeeper.close()
         await app.state.upstream.close()
 
-    app = FastAPI(title="Timestep", lifespan=lifespan)
+    # The page at /docs is ours: FastAPI's fetches its script from elsewhere.
+    app = FastAPI(title="Timestep", lifespan=lifespan, docs_url=None, redoc_url=None)
     install_error_handlers(app)
+    install_openapi(app)
     for group in GROUPS:
-        app.include_router(group.router)
+        app.include_router(group.router, responses=EVERYWHERE)
     return app
