@@ -4,6 +4,8 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := .venv/bin/python
 TESTS ?= tests
+# Many tests wait for processes, so that two at a time are quicker on any machine; WORKERS=0 is one after the other.
+WORKERS ?= 2
 
 .PHONY: demo test test-long check bench chaos lock clean
 
@@ -11,7 +13,7 @@ demo: .venv/.ready  ## the whole service: one step thinks, the same step learns,
 	@$(RUN) examples/demo.py
 
 test: .venv/.ready  ## the whole suite on real parts; what can't run here skips with its reason
-	@$(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+	@$(RUN) -m pytest $(TESTS) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: .venv/.ready  ## what takes minutes
 	@$(RUN) -m pytest $(TESTS) -m long $(PYTEST_ARGS)

@@ -42,6 +42,7 @@ async def test_they_fit_a_window_and_keep_the_demos_question_back() -> None:
         assert {tool["function"]["name"] for tool in conversation.tools or ()} <= names
 
 
+@pytest.mark.long
 async def test_smollm2_learns_from_them(settings: Settings, store: ObjectStore, tmp_path: Path) -> None:
     lines = EXAMPLES.read_text().splitlines()[:6]
     (tmp_path / "few.jsonl").write_text("\n".join(lines))

@@ -56,10 +56,12 @@ async def flow_runs(service: Service) -> list[dict[str, Any]]:
 
 
 async def expect_completed(page: Page, service: Service, run: str, *artifacts: str) -> None:
-    """The run's page says Completed, and its Artifacts tab lists these."""
-    await page.goto(f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}")
-    await expect(page.get_by_text("Completed").first).to_be_visible(timeout=240 * SECONDS)
-    await page.reload()  # the page lists the artifacts that were there when it was opened
+    """The run's page says Completed in its head, and its Artifacts tab lists these."""
+    url = f"http://127.0.0.1:{service.prefect_port}/runs/flow-run/{run}"
+    await page.goto(url)
+    # Elsewhere on the page it is the word of a task.
+    await expect(page.locator(".state-badge", has_text="Completed").first).to_be_visible(timeout=240 * SECONDS)
+    await page.goto(url)  # the page lists the artifacts that were there when it was opened
     await page.get_by_text("Artifacts", exact=True).first.click()
     for key in artifacts:
         await expect(page.get_by_text(re.compile(key, re.IGNORECASE)).first).to_be_visible(timeout=20 * SECONDS)
