@@ -55,7 +55,11 @@ def _check_port(host: str, port: int, option: str) -> None:
 
 def _check_model(model: str) -> None:
     """A URL is fetched when the model is first asked for; anything else is a file that must be here."""
-    from timestep.models.files import built_in_file, check_gguf  # slow, and `timestep status` has no use for it
+    from timestep.models.files import (
+        SCRIPTED,
+        built_in_file,
+        check_gguf,
+    )  # slow, and `timestep status` has no use for it
 
-    if not model.startswith(("http://", "https://")):
+    if model != SCRIPTED.name and not model.startswith(("http://", "https://")):
         check_gguf(Path(model) if model.endswith(".gguf") else built_in_file(model))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from timestep.errors import ModelFileError, UsageError
-from timestep.models.engine import Generation, LlamaEngine
+from timestep.models.engine import LlamaEngine
+from timestep.models.generation import Generation
 
 OCEAN = [{"role": "user", "content": "Tell me about the ocean."}]
 

@@ -4,8 +4,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from timestep.models.engine import Generation
 from timestep.models.engines import EnginePool
+from timestep.models.generation import Generation
 from timestep.models.turn import Delta
 
 COUNT = 2000

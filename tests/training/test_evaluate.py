@@ -11,7 +11,8 @@ import pytest
 
 from tests.training.conftest import talk
 from timestep.models.chat import AssistantMessage, ChatRenderer, ToolCall
-from timestep.models.engine import Generation, LlamaEngine
+from timestep.models.engine import LlamaEngine
+from timestep.models.generation import Generation
 from training import evaluate as judge
 from training.dataset import Conversation
 from training.evaluate import Evaluation, better, evaluate

@@ -5,7 +5,7 @@ import time
 import uuid
 from typing import Any
 
-from timestep.models.engine import Generation
+from timestep.models.generation import Generation
 from timestep.models.turn import Delta
 
 DONE = "data: [DONE]\n\n"

@@ -9,58 +9,19 @@ import ctypes
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import llama_cpp
 
 from timestep.errors import ModelFileError, TimestepError, UsageError
-from timestep.models.chat import AssistantMessage, ChatRenderer
+from timestep.models.chat import ChatRenderer
 from timestep.models.files import check_gguf
+from timestep.models.generation import Generation, Options
 from timestep.models.sampler import Sampler, Sampling
 from timestep.models.tools import calls_grammar, chosen_tools, either, format_grammar
 from timestep.models.turn import Delta, Turn
-
-
-class Options(TypedDict, total=False):
-    """How to generate, as in OpenAI's chat completions. Left out: the engine's default."""
-
-    tool_choice: str | Mapping[str, Any]
-    parallel_tool_calls: bool
-    response_format: Mapping[str, Any] | None
-    stop: Sequence[str]
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    frequency_penalty: float
-    presence_penalty: float
-
-
-@dataclass
-class Generation:
-    """One answer while it is generated: iterate its deltas (OpenAI's shape), then read the rest.
-
-    ``forced``: the request left the model no choice (a required or named tool, a response format).
-    ``timings``: ``prompt_seconds`` and ``decode_seconds``. Closing the iteration ends the generation.
-    """
-
-    forced: bool
-    prompt_tokens: int
-    deltas: Generator[Delta, None, None] = field(init=False)
-    message: AssistantMessage = field(default_factory=AssistantMessage)
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    finish_reason: str = "stop"
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[Delta]:
-        return self.deltas
-
-    def close(self) -> None:
-        """End the generation where it stands."""
-        self.deltas.close()
 
 
 @dataclass(frozen=True)

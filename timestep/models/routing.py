@@ -12,7 +12,7 @@ from pathlib import Path
 
 from storage.store import ObjectStore
 from timestep.errors import NotFoundError
-from timestep.models.files import BUILT_IN, local_file, own_path
+from timestep.models.files import BUILT_IN, SCRIPTED, local_file, own_path
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
@@ -72,6 +72,8 @@ class ModelRouter:
         return Served(f"{PREFIX}{version.name}@{version.version}", path)
 
     async def _base(self, name: str) -> Served:
+        if name == SCRIPTED.name:
+            return Served(name, SCRIPTED)
         return Served(name, await local_file(name, self._settings, self._store))
 
     async def _declared(self) -> dict[str, str]:

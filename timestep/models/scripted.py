@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from timestep.errors import UsageError
 from timestep.models.chat import CALL_CLOSE, CALL_OPEN, ChatRenderer, content_text
-from timestep.models.engine import Generation, Options
+from timestep.models.generation import Generation, Options
 from timestep.models.tools import chosen_tools, format_grammar
 from timestep.models.turn import Delta, Turn
 from timestep.models.values import Values

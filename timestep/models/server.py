@@ -15,9 +15,9 @@ from storage.store import ObjectStore
 from timestep.database.engine import Database
 from timestep.models.completion import Completion
 from timestep.models.disconnect import ClientGone, unless_gone
-from timestep.models.engine import Generation
 from timestep.models.engines import EnginePool
 from timestep.models.errors import error_body, install_error_handlers
+from timestep.models.generation import Generation
 from timestep.models.registry import ModelRegistry
 from timestep.models.request import ChatRequest
 from timestep.models.routing import SERVED_HEADER, ModelRouter
