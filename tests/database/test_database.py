@@ -143,6 +143,18 @@ async def test_a_server_that_falls_silent_or_ends_is_away(database: Database, mo
     await fresh.close()
 
 
+async def test_a_statement_that_is_cancelled_says_nothing_of_the_server(database: Database) -> None:
+    async def wait() -> None:
+        async with database.session() as session:
+            await session.execute(text("select pg_sleep(20)"))
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0.3)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 async def test_a_user_who_may_not_create_databases_is_told(empty_server: str) -> None:
     connection = await asyncpg.connect(empty_server)
     await connection.execute("drop role if exists plain")

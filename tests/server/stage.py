@@ -183,14 +183,19 @@ async def listen(response: httpx.Response) -> AsyncIterator[Sent]:
 
 async def until_killed(url: str, after: int, into: list[Sent]) -> None:
     """Listen on until the stream breaks or ends."""
-    headers = {"Last-Event-ID": str(after)} if after else {}
     with suppress(httpx.HTTPError):
-        async with (
-            httpx.AsyncClient(timeout=30) as client,
-            client.stream("GET", f"{url}/events", headers=headers) as response,
-        ):
-            async for event in listen(response):
-                into.append(event)  # noqa: PERF401 - one by one, as they come
+        await until_ended(url, after, into)
+
+
+async def until_ended(url: str, after: int, into: list[Sent]) -> None:
+    """Listen on until the stream ends. HTTPError: it breaks."""
+    headers = {"Last-Event-ID": str(after)} if after else {}
+    async with (
+        httpx.AsyncClient(timeout=30) as client,
+        client.stream("GET", f"{url}/events", headers=headers) as response,
+    ):
+        async for event in listen(response):
+            into.append(event)  # noqa: PERF401 - one by one, as they come
 
 
 def sockets(pid: int) -> int:

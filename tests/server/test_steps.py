@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,19 @@ from flows.waiting import People
 from storage.store import ObjectStore
 from storage.traces import TraceStore
 from tests.agents.test_events import away
-from tests.server.stage import Sent, Stage, Step, call, eventually, listen, sockets, staged, types, until_killed
+from tests.server.stage import (
+    Sent,
+    Stage,
+    Step,
+    call,
+    eventually,
+    listen,
+    sockets,
+    staged,
+    types,
+    until_ended,
+    until_killed,
+)
 from timestep import steps
 from timestep.agents.record.events import PER_ATTEMPT
 from timestep.agents.record.waiting import Decision, Kind, Verdict
@@ -524,15 +535,12 @@ async def test_told_to_stop_the_server_waits_for_no_stream(make: Make, stage: St
     came: list[Sent] = []
     async with step.process() as log:
         log.publish("step.started", attempt=1)
-        listening = asyncio.create_task(until_killed(f"{stage.url}/{step.id}", 0, came))
+        listening = asyncio.create_task(until_ended(f"{stage.url}/{step.id}", 0, came))
         while not came:
             await asyncio.sleep(0.02)
-        begun = time.monotonic()
         await asyncio.to_thread(stage.end, "http", signal.SIGTERM)
-        took = time.monotonic() - begun
-        await listening
+        await listening  # a stream that the server breaks off has no end, which is an error here
         await asyncio.to_thread(stage.start, "http")
-    assert took < 2.5  # uvicorn's own patience is 3 s
 
 
 async def test_while_the_database_is_away_it_says_so_and_streams_go_on_after(make: Make, stage: Stage) -> None:
