@@ -9,7 +9,7 @@ seconds' takes them, for whoever wants a long answer or a slow one.
 import json
 import re
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 from timestep.errors import UsageError
@@ -18,8 +18,6 @@ from timestep.models.generation import Generation, Options
 from timestep.models.tools import chosen_tools, format_grammar
 from timestep.models.turn import Delta, Turn
 from timestep.models.values import Values
-
-NAME = "scripted"  # the base model that this engine is
 
 _TOKEN = re.compile(r"\s*\w+|\s*[^\w\s]|\s+")
 _COUNT = re.compile(r"\bcount (?:from 1 )?to (\d+)", re.IGNORECASE)
@@ -33,7 +31,10 @@ Tool = Mapping[str, Any]
 
 
 class ScriptedEngine:
-    """The base model 'scripted'. ``context_length`` in its own tokens: words and punctuation marks."""
+    """The base model 'scripted'. ``context_length`` in its own tokens: words and punctuation marks.
+
+    It is certain of what it says: sampling options change nothing, and every log probability is 0.
+    """
 
     def __init__(self, context_length: int = 4096) -> None:
         self.context_length = context_length
@@ -45,7 +46,7 @@ class ScriptedEngine:
         """Answer ``messages``; UsageError and NotFoundError as of every engine."""
         offered, must = chosen_tools(tools or (), options.get("tool_choice", "auto"))
         held = format_grammar(options.get("response_format")) is not None  # judged as any engine judges it
-        prompt = len(_TOKEN.findall(self.renderer.prompt(messages, tools)))
+        prompt = self.renderer.prompt(messages, tools)
         asked, results = _asked(messages)
         called = _called(offered, asked, must=must, answered=bool(results))
         if options.get("parallel_tool_calls") is False:
@@ -56,41 +57,85 @@ class ScriptedEngine:
         elif held:
             text = _formatted(options["response_format"] or {}, messages, asked)
         else:
-            text = _said(messages, asked, results)
-        generation = Generation(must or held, prompt)
+            text = _said(len(messages), asked, results)
+        generation = Generation(must or held, len(_TOKEN.findall(prompt)))
         turn = Turn(calls=bool(called), stop=options.get("stop", ()))
-        generation.deltas = self._write(text, turn, generation, self._limit(prompt, options.get("max_tokens")), asked)
+        return self._begin(generation, turn, text, _seconds(asked), options)
+
+    def complete(self, prompt: str | Sequence[int], *, echo: bool = False, **options: Unpack[Options]) -> Generation:
+        """Answer a text, or its tokens, which in numbers are code points, as if it were a message."""
+        prompt = prompt if isinstance(prompt, str) else _characters(prompt)
+        generation = Generation(False, len(_TOKEN.findall(prompt)))
+        turn = Turn(calls=False, stop=options.get("stop", ()))
+        generation = self._begin(generation, turn, _said(1, prompt, ()), _seconds(prompt), options)
+        if echo:
+            turn.message.content = prompt
+            generation.deltas = _echoed(prompt, generation, generation.deltas)
         return generation
 
-    def _limit(self, prompt: int, wanted: int | None) -> int:
-        room = self.context_length - prompt
+    def _begin(self, generation: Generation, turn: Turn, text: str, seconds: float, options: Options) -> Generation:
+        room, wanted = self.context_length - generation.prompt_tokens, options.get("max_tokens")
         if room < 1:
             raise UsageError(
-                f"The prompt has {prompt} tokens and the context {self.context_length}. Shorten the conversation, "
-                "or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
+                f"The prompt has {generation.prompt_tokens} tokens and the context {self.context_length}. Shorten the "
+                "conversation, or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
             )
-        return min(wanted or room, room)
-
-    def _write(
-        self, text: str, turn: Turn, generation: Generation, limit: int, asked: str
-    ) -> Generator[Delta, None, None]:
         generation.message = turn.message
-        started = time.perf_counter()
-        pieces = _TOKEN.findall(text)
-        generation.timings["prompt_seconds"] = 0.0
-        for piece in pieces:
-            if generation.completion_tokens >= limit:
-                generation.finish_reason = "length"
-                break
-            yield from _pause(_seconds(asked) / len(pieces))
-            generation.completion_tokens += 1
-            yield from turn.feed(piece)
-            if turn.stopped:
-                break
+        generation.logprobs = None if options.get("logprobs") is None else []
+        tokens = _TOKEN.findall(text)
+        said = tokens[: room if wanted is None else min(wanted, room)]
+        whole = len(said) == len(tokens)
+        generation.deltas = _write(said, turn, generation, seconds / max(len(said), 1), whole=whole)
+        return generation
+
+
+def _write(
+    said: Sequence[str], turn: Turn, generation: Generation, pause: float, *, whole: bool
+) -> Generator[Delta, None, None]:
+    """Say these tokens; ``whole``: there is no more to say."""
+    started = time.perf_counter()
+    generation.timings["prompt_seconds"] = 0.0
+    for token in said:
+        yield from _wait(pause)
+        generation.completion_tokens += 1
+        yield from _shown(turn.feed(token), generation)
+        if turn.stopped:
+            break
+    yield from _shown(turn.close(), generation)
+    ended = "tool_calls" if turn.message.tool_calls else "stop"
+    generation.finish_reason = ended if whole or turn.stopped else "length"
+    generation.timings["decode_seconds"] = time.perf_counter() - started
+
+
+def _shown(deltas: Iterable[Delta], generation: Generation) -> Iterator[Delta]:
+    """The deltas, with the log probabilities of their text where they were asked for."""
+    for delta in deltas:
+        if generation.logprobs is None or "content" not in delta:
+            yield delta
         else:
-            generation.finish_reason = "tool_calls" if turn.message.tool_calls else "stop"
-        yield from turn.close()
-        generation.timings["decode_seconds"] = time.perf_counter() - started
+            entries = _certain(_TOKEN.findall(delta["content"]))
+            generation.logprobs += entries
+            yield {**delta, "logprobs": entries}
+
+
+def _echoed(prompt: str, generation: Generation, rest: Iterable[Delta]) -> Generator[Delta, None, None]:
+    """The prompt's own text, then the rest."""
+    yield from _shown([{"content": prompt}], generation)
+    yield from rest
+
+
+def _certain(tokens: Iterable[str]) -> list[dict[str, Any]]:
+    entries = ({"token": token, "logprob": 0.0, "bytes": list(token.encode())} for token in tokens)
+    return [{**entry, "top_logprobs": [entry]} for entry in entries]
+
+
+def _characters(tokens: Sequence[int]) -> str:
+    try:
+        text = "".join(map(chr, tokens))
+        text.encode()
+    except (ValueError, OverflowError):
+        raise UsageError("The prompt's tokens are none of the scripted model: they are code points there.") from None
+    return text
 
 
 def _asked(messages: Sequence[Message]) -> tuple[str, list[str]]:
@@ -137,12 +182,12 @@ def _formatted(form: Mapping[str, Any], messages: Sequence[Message], asked: str)
     return json.dumps(dict.fromkeys(keys, asked), ensure_ascii=False)
 
 
-def _said(messages: Sequence[Message], asked: str, results: Sequence[str]) -> str:
+def _said(messages: int, asked: str, results: Sequence[str]) -> str:
     if results:
         return f"The tools say: {'; '.join(results)}"
     if count := _COUNT.search(asked):
         return " ".join(map(str, range(1, int(count[1]) + 1)))
-    return f"Message {len(messages)} says: {asked}"
+    return f"Message {messages} says: {asked}"
 
 
 def _seconds(asked: str) -> float:
@@ -150,7 +195,7 @@ def _seconds(asked: str) -> float:
     return min(float(wanted[1]), _LONGEST) if wanted else 0.0
 
 
-def _pause(seconds: float) -> Generator[Delta, None, None]:
+def _wait(seconds: float) -> Generator[Delta, None, None]:
     """Wait, with a chance to leave ten times a second."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
