@@ -5,11 +5,13 @@ next step. The command line prints that line and exits 1; the server maps ``stat
 
     TimestepError                   500
     ├── UsageError                  400  an argument, option or combination that can't be meant
+    │   ├── ParameterError          400  a parameter of the API whose value can't be meant
     │   ├── NotSupportedError       400  a parameter of the API that is not implemented
     │   ├── DatasetError            400  a line of a dataset, or a dataset as a whole
     │   └── StateTransferError      400  a part of a run's state that the other language's SDK has no place for
     ├── AuthenticationError         401  no API key, or an unknown one
     ├── PermissionDeniedError       403  an API key whose scopes don't cover what was asked
+    ├── SlowRequestError            408  a request whose body stopped coming
     ├── TooLargeError               413  more bytes than are taken
     ├── RateLimitError              429  more requests than are taken now
     ├── NotFoundError               404  an agent, model, tool or object with no such name
@@ -23,6 +25,7 @@ next step. The command line prints that line and exits 1; the server maps ``stat
     │   └── IntegrityError          500  an object whose bytes are not those that were stored
     ├── ToolchainError              500  llama.cpp could not be fetched, built or trusted
     ├── TrainingError               500  fine-tuning that crashed, diverged or ran out of disk
+    ├── DeadlineError               504  an answer that was not ready in time
     ├── RunFailedError              500  a flow run that ended without a result
     └── ServiceUnavailableError     503  no service runs where one was expected
 """
@@ -45,6 +48,16 @@ class UsageError(TimestepError):
 
     status = 400
     code = "invalid_request"
+
+
+class ParameterError(UsageError):
+    """A parameter of the API whose value can't be meant: which one, and why."""
+
+    code = "invalid_value"
+
+    def __init__(self, param: str, why: str) -> None:
+        super().__init__(f"'{param}' {why}")
+        self.param = param
 
 
 class NotSupportedError(UsageError):
@@ -76,6 +89,26 @@ class TooLargeError(TimestepError):
 
     status = 413
     code = "too_large"
+
+
+class SlowRequestError(TimestepError):
+    """A request whose body stopped coming."""
+
+    status = 408
+    code = "request_timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"No byte of the request's body came for {seconds:g} s.")
+
+
+class DeadlineError(TimestepError):
+    """An answer that was not ready in time."""
+
+    status = 504
+    code = "timeout"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The answer was not ready after {seconds:g} s. What was begun may still be done: look first.")
 
 
 class RateLimitError(TimestepError):

@@ -4,6 +4,7 @@ Nothing else in the project reads the environment. Child processes get theirs fr
 :meth:`Settings.environment`, so that a service and its flow runs agree on every value.
 """
 
+import ipaddress
 import json
 import os
 from functools import cached_property
@@ -24,7 +25,7 @@ class Settings(BaseSettings):
         default_factory=lambda: platformdirs.user_data_path("timestep", appauthor=False),
         description="Folder that holds everything: databases, storage, toolchain, logs.",
     )
-    host: str = Field("127.0.0.1", description="Address the servers listen on.")
+    host: str = Field("127.0.0.1", description="Address of the HTTP server; any but loopback needs an API key.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the Timestep HTTP server.")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server and its UI.")
     model_port: int = Field(0, ge=0, le=65535, description="Port of the model server (loopback); 0 picks a free one.")
@@ -73,6 +74,28 @@ class Settings(BaseSettings):
     service_key: SecretStr | None = Field(
         None, description="Key by which the service's own parts ask its HTTP API; made by the service."
     )
+    max_body_bytes: int = Field(
+        32 << 20, ge=1, description="Largest body of a request; files have a limit of their own."
+    )
+    max_file_bytes: int = Field(0, ge=0, description="Largest body that carries a file or a part of one; 0: any size.")
+    request_timeout: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a byte of a request's body, or until its answer begins; models may take longer.",
+    )
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Requests of an API key in a minute, where the key has no number of its own; 0: any number.",
+    )
+    origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Web sites whose pages may ask the HTTP API, such as 'https://chat.example', separated by commas.",
+    )
+    prefect_host: str = Field(
+        "127.0.0.1",
+        description="Address of the Prefect server and its UI. It asks for no key: whoever reaches it starts any run.",
+    )
     prefect_api_url: str | None = Field(None, description="Prefect API, where it is not the service's own.")
     model_server_url: str | None = Field(None, description="Model server, set by the service for its flow runs.")
     providers: SecretStr = Field(
@@ -96,6 +119,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return (
+            [part.strip().rstrip("/") for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("providers", mode="before")
     @classmethod
@@ -154,12 +184,23 @@ class Settings(BaseSettings):
     @cached_property
     def api_url(self) -> str:
         """URL of this service's HTTP API, as its own flow runs reach it."""
-        return f"http://127.0.0.1:{self.port}"
+        everywhere = self.host in ("0.0.0.0", "::", "")
+        host = "127.0.0.1" if everywhere else f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @cached_property
+    def is_private(self) -> bool:
+        """Whether only this machine reaches the HTTP server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def environment(self) -> dict[str, str]:
         """The ``TIMESTEP_*`` variables that make a child process load equal settings."""
         values = self.model_dump(mode="json", exclude_none=True)
         values["agents"] = os.pathsep.join(str(path.absolute()) for path in self.agents)
+        values["origins"] = ",".join(self.origins)
         secrets = {name: value for name, value in self if isinstance(value, SecretStr)}
         values |= {name: value.get_secret_value() for name, value in secrets.items()}
         return {f"TIMESTEP_{name.upper()}": str(value) for name, value in values.items()}

@@ -26,6 +26,7 @@ from timestep.server import (
 )
 from timestep.server.documented import EVERYWHERE, install_openapi
 from timestep.server.records import Housekeeper
+from timestep.server.security import install_security
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.settings = settings
         app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}")
         app.state.housekeeper = Housekeeper(settings)
+        app.state.metrics = metrics.Metrics()
         yield
         await app.state.housekeeper.close()
         await app.state.upstream.close()
@@ -55,4 +57,5 @@ def create_app(settings: Settings) -> FastAPI:
     install_openapi(app)
     for group in GROUPS:
         app.include_router(group.router, responses=EVERYWHERE)
+    install_security(app, settings)
     return app

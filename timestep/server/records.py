@@ -60,6 +60,7 @@ class Housekeeper:
         self._made: asyncio.Future[Records] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run())
+        self._database: Database | None = None
         self._shelves: Shelves | None = None
         self._opening = asyncio.Lock()
         self.leaving = asyncio.Event()  # the server is about to end: whoever streams says goodbye
@@ -80,20 +81,28 @@ class Housekeeper:
             raise ServiceUnavailableError("Prefect server", self._settings.prefect_api)
         return self._made.result()
 
-    async def shelves(self) -> Shelves:
-        """Our database and storage, at once. ServiceUnavailableError: no database is known."""
+    async def database(self) -> Database:
+        """Our database, at once. ServiceUnavailableError: none is known."""
         if self._settings.database_url is None:
             raise ServiceUnavailableError("database", "TIMESTEP_DATABASE_URL")
+        if self._database is None:
+            from timestep.database.engine import Database
+
+            self._database = Database(self._settings.database_url)
+        return self._database
+
+    async def shelves(self) -> Shelves:
+        """Our database and storage, at once. ServiceUnavailableError: no database is known."""
+        database = await self.database()
         async with self._opening:
             if self._shelves is None:
-                self._shelves = await asyncio.to_thread(self._open_shelves, self._settings.database_url)
+                self._shelves = Shelves(database, await asyncio.to_thread(self._open_store))
             return self._shelves
 
-    def _open_shelves(self, database_url: str) -> Shelves:
+    def _open_store(self) -> ObjectStore:
         from storage.store import ObjectStore
-        from timestep.database.engine import Database
 
-        return Shelves(Database(database_url), ObjectStore.open(self._settings.storage))
+        return ObjectStore.open(self._settings.storage)
 
     def leave(self) -> None:
         """Have every stream end soon, so that nobody need wait for it; from any thread, and from a signal's handler."""
@@ -104,8 +113,8 @@ class Housekeeper:
         self.leaving.set()
         self._task.cancel()
         await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
-        if self._shelves is not None:
-            await self._shelves.database.close()
+        if self._database is not None:
+            await self._database.close()
 
     async def _run(self) -> None:
         try:
