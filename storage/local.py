@@ -20,10 +20,9 @@ from libcloud.storage.types import ObjectDoesNotExistError
 
 from storage.references import check_key
 from storage.source import CHUNK
+from storage.spool import TEMPORARY
 from timestep.errors import UsageError
 
-# Unfinished writes, on the same file system as the objects so that a rename is atomic. Never listed.
-TEMPORARY = ".timestep-tmp"
 # A writer that has not touched its file for this long was killed.
 ABANDONED_AFTER = 24 * 3600.0
 
@@ -70,6 +69,21 @@ class AtomicLocalDriver(LocalStorageDriver):
             while chunk := file.read(chunk_size or CHUNK):
                 yield chunk
 
+    def download_object_range_as_stream(
+        self, obj: Object, start_bytes: int, end_bytes: int | None = None, chunk_size: int | None = None
+    ) -> Iterator[bytes]:
+        """The bytes from ``start_bytes`` up to, not including, ``end_bytes``; libcloud's reads the whole file twice."""
+        left = (obj.size if end_bytes is None else end_bytes) - start_bytes
+        try:
+            file = self._path(obj.container, obj.name).open("rb", buffering=0)
+        except FileNotFoundError:
+            raise self._missing(obj.name) from None
+        with file:
+            file.seek(start_bytes)
+            while left > 0 and (chunk := file.read(min(left, chunk_size or CHUNK))):
+                left -= len(chunk)
+                yield chunk
+
     def upload_object(
         self, file_path: str, container: Container, object_name: str, *args: Any, **kwargs: Any
     ) -> Object:
@@ -94,6 +108,15 @@ class AtomicLocalDriver(LocalStorageDriver):
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        return self._described(container, object_name, info)
+
+    def adopt(self, path: Path, container: Container, object_name: str) -> Object:
+        """Stores a complete file of the folder of unfinished writes by moving it into place: no byte is copied."""
+        target = self._path(container, object_name)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            info = os.fstat(file.fileno())
+        _publish(path, target)
         return self._described(container, object_name, info)
 
     def delete_object(self, obj: Object) -> bool:

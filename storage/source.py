@@ -1,25 +1,25 @@
 """What can be stored: bytes, a file, or a stream of either kind, made re-readable so that an upload can be retried."""
 
-import asyncio
 import hashlib
-import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from storage.spool import spooled
 from timestep.errors import NotFoundError
-
-Data = bytes | Path | Iterable[bytes] | AsyncIterable[bytes]
 
 # Bytes per read: what stays in the processor's cache between reading, hashing and writing.
 CHUNK = 256 << 10
 
 
 class Source:
-    """Bytes in memory or in a file, read as often as needed. ``size`` is in bytes."""
+    """Bytes in memory or in a file, read as often as needed. ``size`` is in bytes.
 
-    def __init__(self, data: bytes | Path) -> None:
-        self.data = data
+    ``spooled`` is the SHA-256 of a file that is nobody else's: a driver may move it into place instead of copying.
+    """
+
+    def __init__(self, data: bytes | Path, spooled: str | None = None) -> None:
+        self.data, self.spooled = data, spooled
         if isinstance(data, bytes):
             self.size = len(data)
         elif data.is_file():
@@ -40,24 +40,24 @@ class Source:
 
     def sha256(self) -> str:
         """SHA-256 of the bytes, in hexadecimal."""
+        if self.spooled is not None:
+            return self.spooled
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
 
 
+Data = bytes | Path | Iterable[bytes] | AsyncIterable[bytes] | Source
+
+
 @asynccontextmanager
-async def as_source(data: Data) -> AsyncIterator[Source]:
-    """``data`` as a :class:`Source`; what can be read only once is spooled to a temporary file first."""
-    if isinstance(data, bytes | Path):
+async def as_source(data: Data, folder: Path) -> AsyncIterator[Source]:
+    """``data`` as a :class:`Source`; what can be read only once is spooled to a file in ``folder`` first."""
+    if isinstance(data, Source):
+        yield data
+    elif isinstance(data, bytes | Path):
         yield Source(data)
-        return
-    with tempfile.TemporaryDirectory(prefix="timestep-") as folder:
-        path = Path(folder) / "object"
-        with path.open("wb") as file:
-            if isinstance(data, AsyncIterable):
-                async for chunk in data:
-                    await asyncio.to_thread(file.write, chunk)
-            else:
-                await asyncio.to_thread(file.writelines, data)
-        yield Source(path)
+    else:
+        async with spooled(data, folder) as (path, sha256):
+            yield Source(path, sha256)

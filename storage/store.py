@@ -8,12 +8,12 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from inspect import signature
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 from libcloud.storage.types import ObjectDoesNotExistError
@@ -23,13 +23,17 @@ from storage.drivers import Location, parse_url
 from storage.failures import DRIVER_ERRORS, is_transient, named
 from storage.references import CONTENT_TYPE, ObjectStat, Reference, check_key
 from storage.source import Data, Source, as_source
-from storage.transfer import receive, send, verify
+from storage.spool import TEMPORARY, sweep
+from storage.times import modified
+from storage.transfer import abort_multipart, receive, receive_range, send, verify
 from timestep.errors import NotFoundError, StorageError
 
 T = TypeVar("T")
 
 # Seconds before each further try of a request that failed for a passing reason.
 BACKOFF = (0.2, 0.8, 2.0)
+# A sending of parts to remote storage that was begun so long ago was killed.
+ABANDONED_AFTER = timedelta(days=1)
 # Objects listed per hop to a thread.
 PAGE = 200
 
@@ -48,40 +52,53 @@ class ObjectStore:
     key that can't be one.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, spool: Path | None = None) -> None:
         self._location = location
+        # Where storage is a folder, streams are spooled in it: from there they are moved into place.
+        local = location.scheme == "local"
+        self._spool = Path(location.arguments["key"], location.container, TEMPORARY) if local else spool
         self._idle: list[Borrowed] = []
 
-    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[Location]]:
+    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[Location, Path | None]]:
         """Another process gets the place, and makes connections of its own."""
-        return ObjectStore, (self._location,)
+        return ObjectStore, (self._location, self._spool)
 
     @classmethod
-    def open(cls, url: str) -> "ObjectStore":
+    def open(cls, url: str, spool: Path | None = None) -> "ObjectStore":
         """The store at ``url`` (see :mod:`storage.drivers`); connects on first use.
+
+        ``spool`` is a folder for streams on their way to remote storage; by default the system's for temporary files.
 
         Raises:
             UsageError: no such driver, package or option.
         """
         location = parse_url(url)
         location.connect()  # the options are the driver's to judge, now rather than at the first write
-        return cls(location)
+        return cls(location, spool)
 
     @property
     def url(self) -> str:
         """Where the store is, without credentials."""
         return self._location.url
 
+    @asynccontextmanager
+    async def spool(self, data: Data) -> AsyncIterator[Source]:
+        """``data``, ready to be stored: what can be read only once is on a disk by then, and gone at the end."""
+        with ExitStack() as stack:
+            folder = self._spool or Path(stack.enter_context(TemporaryDirectory(prefix="timestep-")))
+            async with as_source(data, folder) as source:
+                yield source
+
     async def put(self, key: str, data: Data, content_type: str = CONTENT_TYPE) -> Reference:
         """Stores ``data`` as ``key``, replacing what was there: readers see the old bytes or all the new ones."""
-        async with as_source(data) as source:
+        async with self.spool(data) as source:
             return await self._send(check_key(key), source, content_type)
 
     async def put_content(
         self, data: Data, *, prefix: str = "objects", suffix: str = "", content_type: str = CONTENT_TYPE
     ) -> Reference:
         """Stores ``data`` under its own hash, ``prefix/ab/<sha256><suffix>``; equal bytes are sent once."""
-        async with as_source(data) as source:
+        async with self.spool(data) as source:
             sha256 = await asyncio.to_thread(source.sha256)
             key = check_key(f"{prefix}/{sha256[:2]}/{sha256}{suffix}")
             try:
@@ -113,22 +130,15 @@ class ObjectStore:
         A Reference is verified at the end of the stream, after its bytes were handed out: use
         :meth:`download` where unverified bytes must not be used.
         """
-        digest, key = Digest(), _key(what)
+        digest = Digest()
+        async for piece in self._flow(_key(what), lambda driver, obj: receive(driver, obj, digest, chunk)):
+            yield piece
+        verify(self.url, _reference(what), digest)
 
-        def begin() -> tuple[Borrowed, Iterator[bytes], bytes]:
-            borrowed = self._borrow()
-            chunks = receive(borrowed.driver, self._object(borrowed, key), digest, chunk)
-            return borrowed, chunks, next(chunks, b"")
-
-        borrowed, chunks, piece = await self._retried(key, begin)
-        try:
-            while piece:
-                yield piece
-                piece = await asyncio.to_thread(next, chunks, b"")
-            verify(self.url, _reference(what), digest)
-        except DRIVER_ERRORS as error:
-            raise named(self.url, key, error) from error
-        self._idle.append(borrowed)
+    async def stream_range(self, key: str, start: int, end: int, chunk: int = 1 << 20) -> AsyncIterator[bytes]:
+        """The object's bytes from ``start`` up to, not including, ``end``, about ``chunk`` at a time; not verified."""
+        async for piece in self._flow(key, lambda driver, obj: receive_range(driver, obj, start, end, chunk)):
+            yield piece
 
     async def download(self, what: str | Reference, path: Path) -> Path:
         """The object as a file at ``path``, which appears only when complete and verified. Errors as of :meth:`get`.
@@ -192,6 +202,17 @@ class ObjectStore:
 
         await self._run(key, work)
 
+    async def sweep(self, prefix: str = "", unfinished_for: timedelta = ABANDONED_AFTER) -> None:
+        """Removes what killed writers left: spooled streams at once, parts sent as ``prefix…`` after that time."""
+        if self._spool is not None:
+            await asyncio.to_thread(sweep, self._spool)
+        before = datetime.now(UTC) - unfinished_for
+
+        def work(borrowed: Borrowed) -> None:
+            abort_multipart(borrowed.driver, borrowed.container, self._location.prefix + prefix, before)
+
+        await self._run(prefix.rstrip("/") or "sweep", work)
+
     async def presigned_url(self, key: str, expires: timedelta) -> str | None:
         """A URL that fetches the object without credentials until then; None where the driver has none."""
 
@@ -212,6 +233,23 @@ class ObjectStore:
 
         sha256, size = await self._run(key, work)
         return Reference(key=key, sha256=sha256, size=size, content_type=content_type)
+
+    async def _flow(self, key: str, begin: Callable[[Any, Any], Iterator[bytes]]) -> AsyncIterator[bytes]:
+        """The chunks that ``begin(driver, object)`` reads, each in a thread; what fails at the first is tried again."""
+
+        def first() -> tuple[Borrowed, Iterator[bytes], bytes]:
+            borrowed = self._borrow()
+            chunks = begin(borrowed.driver, self._object(borrowed, key))
+            return borrowed, chunks, next(chunks, b"")
+
+        borrowed, chunks, piece = await self._retried(key, first)
+        try:
+            while piece:
+                yield piece
+                piece = await asyncio.to_thread(next, chunks, b"")
+        except DRIVER_ERRORS as error:
+            raise named(self.url, key, error) from error
+        self._idle.append(borrowed)
 
     async def _run(self, key: str, work: Callable[[Borrowed], T]) -> T:
         """``work`` on object ``key``, in a thread, with a driver of its own."""
@@ -255,7 +293,7 @@ class ObjectStore:
 
     def _stat(self, obj: Any) -> ObjectStat:
         key = obj.name.removeprefix(self._location.prefix)
-        return ObjectStat(key=key, size=obj.size, modified=_modified(obj.extra))
+        return ObjectStat(key=key, size=obj.size, modified=modified(obj.extra))
 
 
 def _key(what: str | Reference) -> str:
@@ -264,16 +302,3 @@ def _key(what: str | Reference) -> str:
 
 def _reference(what: str | Reference) -> Reference | None:
     return what if isinstance(what, Reference) else None
-
-
-def _modified(extra: dict[str, Any]) -> datetime | None:
-    """The time of an object's last write; drivers tell it in four forms."""
-    value = extra.get("last_modified", extra.get("modify_time"))
-    if isinstance(value, datetime):
-        return value.astimezone(UTC)
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC)
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        with suppress(ValueError, TypeError):
-            return parse(str(value)).astimezone(UTC)
-    return None

@@ -178,14 +178,24 @@ class RunStateRow(Base):
 
 
 class FileRow(Base):
-    """A file of a client: its bytes are an object in storage, under ``key``. ``id`` is 'file-…'."""
+    """A file of a client: its bytes are an object in storage, under ``key``. ``id`` is 'file-…'.
+
+    ``state`` is arriving, ready or leaving: only what is ready is seen, and only then are size and hash known. The row
+    is there before the bytes and goes after them, so that no process that is killed leaves bytes nobody knows of.
+    """
 
     __tablename__ = "files"
-    __table_args__ = (Index("files_created_at_idx", "created_at", "id"),)
+    __table_args__ = (
+        Index("files_created_at_idx", "created_at", "id"),
+        # Looked at by every server, now and then.
+        Index("files_unready_idx", "state", postgresql_where=text("state <> 'ready'")),
+        Index("files_expires_at_idx", "expires_at", postgresql_where=text("expires_at is not null")),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     filename: Mapped[str]
     purpose: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default="arriving")
     bytes: Mapped[int] = mapped_column(BigInteger)
     key: Mapped[str]
     sha256: Mapped[str]
@@ -194,7 +204,10 @@ class FileRow(Base):
 
 
 class UploadRow(Base):
-    """A file that comes in parts; ``status`` is pending, completed, cancelled or expired."""
+    """A file that comes in parts; ``status`` is pending, completed, cancelled or expired.
+
+    ``part_ids`` are those that it was completed with. Durations are in seconds.
+    """
 
     __tablename__ = "uploads"
 
@@ -205,6 +218,7 @@ class UploadRow(Base):
     mime_type: Mapped[str]
     status: Mapped[str] = mapped_column(server_default="pending")
     file_id: Mapped[str | None]
+    part_ids: Mapped[list[str] | None] = mapped_column(JSONB)
     file_expires_after: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))

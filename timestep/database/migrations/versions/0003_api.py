@@ -44,12 +44,15 @@ def _files() -> None:
         "files",
         _key(),
         *_text("filename", "purpose"),
+        sa.Column("state", sa.String(), server_default="arriving", nullable=False),
         _size(),
         *_text("key", "sha256"),
         _time("created_at", now=True),
         _time("expires_at"),
     )
     op.create_index("files_created_at_idx", "files", ["created_at", "id"])
+    op.create_index("files_unready_idx", "files", ["state"], postgresql_where=sa.text("state <> 'ready'"))
+    op.create_index("files_expires_at_idx", "files", ["expires_at"], postgresql_where=sa.text("expires_at is not null"))
     op.create_table(
         "uploads",
         _key(),
@@ -58,6 +61,7 @@ def _files() -> None:
         *_text("mime_type"),
         sa.Column("status", sa.String(), server_default="pending", nullable=False),
         *_text("file_id", nullable=True),
+        sa.Column("part_ids", postgresql.JSONB()),
         sa.Column("file_expires_after", sa.BigInteger()),
         _time("created_at", now=True),
         _time("expires_at", nullable=False),
