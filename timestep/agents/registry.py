@@ -49,13 +49,16 @@ class Orchestrated:
 
 Registered = Agent[Any] | Orchestrated
 
+ASSISTANT = "assistant"
+
 
 class AgentRegistry:
     """Agents by name, and for each the base model that it serves and learns on."""
 
-    def __init__(self, agents: Mapping[str, Registered], default_base: str) -> None:
+    def __init__(self, agents: Mapping[str, Registered], default_base: str, default: str = ASSISTANT) -> None:
         self._agents = dict(agents)
         self._default_base = default_base
+        self.default = default  # the agent of those who name none, such as clients of the Agent Protocol
 
     def names(self) -> list[str]:
         """Names of all agents, sorted."""
@@ -103,14 +106,14 @@ class AgentRegistry:
 
 
 def load_registry(settings: Settings) -> AgentRegistry:
-    """The registry of the default agent and of every agents file in the settings.
+    """The registry of the built-in agent and of every agents file in the settings; the first of the first is default.
 
     Raises:
         AgentFileError: a file that is absent or does not import, with its line.
         ConflictError: two files that define one name.
     """
-    found: dict[str, Registered] = {"assistant": assistant()}
-    origin: dict[str, Path | None] = {"assistant": None}
+    found: dict[str, Registered] = {ASSISTANT: assistant()}
+    origin: dict[str, Path | None] = {ASSISTANT: None}
     for path in settings.agents:
         for agent in load_agents(path):
             if origin.get(agent.name) is not None:
@@ -120,7 +123,8 @@ def load_registry(settings: Settings) -> AgentRegistry:
                 agent.model = str((path.absolute().parent / Path(agent.model).expanduser()).resolve())
             found[agent.name] = agent
             origin[agent.name] = path
-    return AgentRegistry(found, settings.model)
+    own = [name for name, path in origin.items() if path is not None]
+    return AgentRegistry(found, settings.model, own[0] if own else ASSISTANT)
 
 
 def load_agents(path: Path) -> list[Registered]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from timestep.errors import NotFoundError, NotSupportedError, RateLimitError, TimestepError
+from timestep.errors import NotFoundError, NotSupportedError, ParameterError, RateLimitError, TimestepError
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +21,22 @@ def error_body(error: Exception) -> dict[str, Any]:
         return _body("The server failed at this request; its log says why.", "server_error", code="internal_error")
     code = f"{error.kind}_not_found" if isinstance(error, NotFoundError) else error.code
     param = "model" if code == "model_not_found" else None
-    if isinstance(error, NotSupportedError):
+    if isinstance(error, NotSupportedError | ParameterError):
         param = error.param
     return _body(str(error), "invalid_request_error" if error.status < 500 else "server_error", param, code)
+
+
+def invalid_body(error: RequestValidationError) -> dict[str, Any]:
+    """The first of what FastAPI has found wrong with a request, by name."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "extra_forbidden":
+        return error_body(NotSupportedError(where))
+    why = str(first["msg"]).removeprefix("Value error, ")
+    message = f"'{where}': {why}" if where else why
+    if not where and (named := re.match(r"'(\w+)'", why)):  # a rule of several parameters names the one it is about
+        where = named[1]
+    return _body(message, "invalid_request_error", where or None, "invalid_request")
 
 
 def error_headers(error: TimestepError) -> dict[str, str]:
@@ -39,11 +53,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        why = str(first["msg"]).removeprefix("Value error, ")
-        message = f"'{where}': {why}" if where else why
-        return JSONResponse(_body(message, "invalid_request_error", where or None, "invalid_request"), 400)
+        return JSONResponse(invalid_body(error), 400)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:

@@ -1,5 +1,0 @@
-"""/ap/v1."""
-
-from fastapi import APIRouter
-
-router = APIRouter()

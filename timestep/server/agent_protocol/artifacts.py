@@ -1,0 +1,121 @@
+"""Artifacts: files of a task, in storage. A file's name and path are labels, kept beside it; its key is of its id."""
+
+from collections.abc import AsyncIterator
+from pathlib import PurePosixPath
+from typing import Annotated
+from urllib.parse import quote
+from uuid import uuid4
+
+from fastapi import File, Form, Request, UploadFile
+from fastapi.responses import StreamingResponse
+
+from timestep.errors import NotFoundError, UsageError
+from timestep.server.agent_protocol import tasks
+from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
+from timestep.server.agent_protocol.shapes import (
+    Artifact,
+    CurrentPage,
+    PageSize,
+    Pagination,
+    TaskArtifactsListResponse,
+)
+
+router = protocol_router()
+
+CHUNK = 1 << 20
+LONGEST = 1024  # characters of a name or path
+_BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+@router.get(
+    "/{task_id}/artifacts",
+    operation_id="listAgentTaskArtifacts",
+    summary="List the artifacts of a task.",
+    responses=NOT_FOUND,
+)
+async def listed(
+    task_id: str, request: Request, current_page: CurrentPage = 1, page_size: PageSize = 10
+) -> TaskArtifactsListResponse:
+    """The artifacts, oldest first."""
+    async with (await request.app.state.housekeeper.shelves()).database.session() as session:
+        row = await tasks.find(session, task_id)
+        found = (await tasks.artifacts_of(session, [row.id]))[row.id]
+    first = (current_page - 1) * page_size
+    shown = [tasks.artifact(one) for one in found[first : first + page_size]]
+    return TaskArtifactsListResponse(artifacts=shown, pagination=Pagination.of(len(found), current_page, page_size))
+
+
+@router.post(
+    "/{task_id}/artifacts",
+    operation_id="uploadAgentTaskArtifacts",
+    summary="Upload an artifact for a task.",
+    responses=NOT_FOUND,
+)
+async def upload(
+    task_id: str,
+    request: Request,
+    file: Annotated[UploadFile, File(description="The file.")],
+    relative_path: Annotated[str | None, Form(description="Where it would lie in the agent's workspace.")] = None,
+) -> Artifact:
+    """The artifact, once it is stored whole."""
+    from timestep.database.models import ArtifactRow
+
+    name, path = _name(file.filename or ""), _path(relative_path)
+    shelves = await request.app.state.housekeeper.shelves()
+    async with shelves.database.session() as session:
+        task = await tasks.find(session, task_id)
+    row = ArtifactRow(id=str(uuid4()), task_id=task.id, file_name=name, relative_path=path, agent_created=False)
+    row.key = f"artifacts/{task.id}/{row.id}"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        while chunk := await file.read(CHUNK):
+            yield chunk
+
+    # The bytes first: a row never names what isn't there.
+    row.bytes = (await shelves.store.put(row.key, chunks())).size
+    async with shelves.database.session() as session:
+        session.add(row)
+    return tasks.artifact(row)
+
+
+@router.get(
+    "/{task_id}/artifacts/{artifact_id}",
+    operation_id="downloadAgentTaskArtifact",
+    summary="Download an artifact.",
+    response_class=StreamingResponse,
+    responses={200: {"description": "The artifact's bytes.", **_BINARY}, **NOT_FOUND},
+)
+async def download(task_id: str, artifact_id: str, request: Request) -> StreamingResponse:
+    """The artifact's bytes."""
+    from timestep.database.models import ArtifactRow
+
+    shelves = await request.app.state.housekeeper.shelves()
+    async with shelves.database.session() as session:
+        task = await tasks.find(session, task_id)
+        row = await session.get(ArtifactRow, tasks.known_id("artifact", artifact_id))
+    if row is None or row.task_id != task.id:
+        raise NotFoundError("artifact", artifact_id)
+    headers = {
+        "content-length": str((await shelves.store.stat(row.key)).size),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(row.file_name, safe='')}",
+        "x-content-type-options": "nosniff",
+    }
+    return StreamingResponse(shelves.store.stream(row.key), headers=headers, media_type="application/octet-stream")
+
+
+def _name(given: str) -> str:
+    """The last part of a file's name: what comes before is of the client's disk (RFC 7578, section 4.2)."""
+    name = given.replace("\\", "/").rpartition("/")[2]
+    if not name.isprintable() or name in ("", ".", "..") or len(name) > LONGEST:
+        raise UsageError("'file': its name is empty, too long, or holds characters that can't be printed.")
+    return name
+
+
+def _path(given: str | None) -> str | None:
+    """A path within the task, or none. UsageError: it leads out of it."""
+    if not given:
+        return None
+    path = PurePosixPath(given.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in given or not given.isprintable() or len(given) > LONGEST:
+        raise UsageError("'relative_path' has to stay within the task: no '..', no absolute path.")
+    return given
