@@ -1,4 +1,7 @@
-"""A batch: each line of a JSONL file is a top-level run of the ``step`` deployment, results in input order."""
+"""A batch of steps: each line of a JSONL file is a run of the ``step`` deployment of its own, results in its order.
+
+The lines of OpenAI's batches, which are requests, are :mod:`flows.lines`'s.
+"""
 
 import asyncio
 import json
@@ -16,16 +19,22 @@ from prefect.exceptions import ObjectNotFound, ParameterTypeError
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
+from flows.lines import run_lines
 from flows.step import step
 from flows.support import Services, hold, let_go, shown
 from storage.store import ObjectStore
 from timestep import runs
+from timestep.agents.record.attempt import Attempt
 from timestep.agents.record.away import outlived, prefect_reached
 from timestep.agents.record.lease import Lease, alive
 from timestep.agents.types import BatchOutput, StepOutput
+from timestep.batches.lines import Endpoint
+from timestep.batches.record import Results
+from timestep.batches.settings import BatchSettings
 from timestep.errors import ConflictError, DatasetError, TimestepError, UsageError
 
 DEPLOYMENT = "step/step"
+STEPS = BatchSettings()
 
 
 class Line(BaseModel):
@@ -41,7 +50,8 @@ class Line(BaseModel):
 @flow(
     name="batch",
     flow_run_name="batch-{inputs}",
-    description="Runs each line of a JSONL file as a step, and writes the results in the order of the lines.",
+    description="Runs each line of a JSONL file as a step, or asks the HTTP API what it holds, and writes the results "
+    "in the order of the lines.",
     persist_result=True,
     result_serializer="json",
     on_completion=[let_go],
@@ -49,18 +59,34 @@ class Line(BaseModel):
 )
 async def batch(
     inputs: Annotated[
-        str, shown("Inputs", "JSONL file, a path or a stored object's key. A line: a step's parameters, or its text.")
+        str,
+        shown(
+            "Inputs",
+            "JSONL file: a path, a stored object's key, or the id of a file of the HTTP API. "
+            "A line: a step's parameters, its text, or a request.",
+        ),
     ],
-    concurrency: Annotated[int, shown("Concurrency", "Steps running at a time.", ge=1)] = 4,
-    output: Annotated[str | None, shown("Output", "Path to write the results to, beside the stored object.")] = None,
-) -> BatchOutput:
-    """Run a batch of steps; a bad line fails that line only."""
+    concurrency: Annotated[int, shown("Concurrency", "Lines under way at a time.", ge=1)] = 4,
+    output: Annotated[str | None, shown("Output", "Path to write the steps' results to, beside the object.")] = None,
+    settings: Annotated[BatchSettings, shown("Settings", "Of lines that are requests.")] = STEPS,
+) -> BatchOutput | Results:
+    """Run a batch; a line that fails, fails alone."""
     batch_id = str(flow_run.get_id())
     async with outlived():
         lease = await hold(batch_id)
     services = Services.open()
     assert lease is not None, "services have a database"
-    store = services.store
+    if settings.endpoint is Endpoint.STEP:
+        return await _steps(lease, services, inputs, concurrency, output)
+    async with outlived(), Attempt.begin(services.database, services.store, batch_id) as attempt:
+        results = await run_lines(attempt, inputs, settings, concurrency, services)
+        await attempt.confirm()
+        return results
+
+
+async def _steps(lease: Lease, services: Services, inputs: str, concurrency: int, output: str | None) -> BatchOutput:
+    """Each line a step."""
+    store, batch_id = services.store, lease.step_id
     _check_writable(output)
     # Not splitlines: JSON strings may hold other separators. Blank lines count, so that numbers are the file's.
     text = await _read(store, inputs)

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = {
-    "timestep.cli": 6,
+    "timestep.cli": 7,
     "timestep.verify": 6,
     "timestep.server": 5,
     "deployments": 5,
@@ -18,6 +18,7 @@ LAYERS = {
     "timestep.repair": 4,
     "timestep.agents": 3,
     "timestep.runs": 3,
+    "timestep.batches": 3,
     "training": 3,
     "timestep.models": 2,
     "timestep.files": 2,

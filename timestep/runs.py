@@ -81,6 +81,7 @@ async def start(
     *,
     idempotency_key: str | None = None,
     tags: Iterable[str] = (),
+    labels: dict[str, str] | None = None,
 ) -> FlowRun:
     """Create a flow run of a deployment, named ``flow/deployment``; a key makes it at most one.
 
@@ -88,7 +89,7 @@ async def start(
         NotFoundError: no such deployment.
         UsageError: the parameters are not what the flow takes, or hold what can't be stored.
     """
-    for name, value in parameters.items():
+    for name, value in {**parameters, "metadata": labels or {}}.items():
         if not _storable(value):
             raise UsageError(f"Parameter '{name}' holds a NUL character or half a surrogate pair. Give text without.")
     try:
@@ -102,6 +103,7 @@ async def start(
             parameters=parameters,
             idempotency_key=idempotency_key or str(uuid4()),
             tags=list(tags),
+            labels={**labels} if labels else None,
         )
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in (409, 422):

@@ -1,0 +1,159 @@
+"""A batch of OpenAI's API: each line a request to our own HTTP API, and its answer a unit of the batch's run.
+
+A batch that is started again finds its finished lines on record, and asks what is left.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from flows.asking import Asker
+from flows.support import Services
+from storage.store import ObjectStore
+from timestep.agents.record.attempt import Attempt
+from timestep.agents.record.ledger import Begin, Ledger
+from timestep.agents.record.units import fingerprint
+from timestep.batches.lines import BatchRequest, Checked, check, requests
+from timestep.batches.record import CHECK, FILES, LINES, Answer, Results
+from timestep.batches.results import ResultFiles
+from timestep.batches.settings import BatchSettings
+from timestep.errors import DatasetError, StorageError
+from timestep.files import Files
+
+INLINE = 8_000  # characters of JSON above which an answer's body is an object in storage
+
+
+async def run_lines(
+    attempt: Attempt, input_file_id: str, settings: BatchSettings, concurrency: int, services: Services
+) -> Results:
+    """Check the file, have each line answered, write the results' files.
+
+    Raises:
+        DatasetError: the file makes no sense; all that is wrong is on record.
+        NotFoundError: there is no such file.
+    """
+    files = Files(services.database, services.store)
+    checked = await _checked(attempt.ledger, files, input_file_id, settings)
+    if checked.errors:
+        first = checked.errors[0]
+        raise DatasetError(input_file_id, str(first.message), first.line)
+    run_id = UUID(attempt.ledger.step_id)
+    async with Asker(services.settings, concurrency) as asker:
+        lines = Lines(attempt.ledger, asker, services.store, settings)
+        in_time = await _in_time(lines.run(files.open(input_file_id), concurrency), settings.deadline)
+        await lines.recorded()
+    begin = Begin(FILES, "batch", "files", "")
+    recorded = await attempt.ledger.begin(begin)
+    if recorded is not None:
+        return Results.model_validate(recorded.result)
+    writer = ResultFiles(services.database, services.store, run_id, settings.output_expires_after)
+    left = None if in_time else _left(attempt.ledger, requests(files.open(input_file_id), settings.endpoint))
+    results = await writer.write("completed" if in_time else "expired", checked.total, lines.counts(), left)
+    await attempt.ledger.finish(FILES, results.model_dump())
+    return results
+
+
+@dataclass
+class Lines:
+    """The lines of a batch under way."""
+
+    ledger: Ledger
+    asker: Asker
+    store: ObjectStore
+    settings: BatchSettings
+    statuses: dict[int, int] = field(default_factory=dict)
+    recording: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self, stream: AsyncIterator[bytes], concurrency: int) -> None:
+        """Have every line answered, so many at a time."""
+        waiting, turn = requests(stream, self.settings.endpoint), asyncio.Lock()
+
+        async def work() -> None:
+            while True:
+                async with turn:
+                    request = await anext(waiting, None)
+                if request is None:
+                    return
+                await self.line(request)
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(concurrency):
+                    workers.create_task(work())
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def line(self, request: BatchRequest) -> None:
+        """One line: its answer from the record, or asked for and recorded."""
+        position = f"{LINES}{request.number}"
+        shown = {"custom_id": request.custom_id}
+        asked = fingerprint([self.settings.endpoint, request.custom_id, request.body])
+        recorded = await self.ledger.begin(Begin(position, "batch", f"line {request.number}", asked, request=shown))
+        if recorded is not None:
+            self.statuses[request.number] = recorded.result["status"]
+            return
+        answer = await self._kept(await self.asker.post(self.settings.endpoint, request.body))
+        recording = asyncio.create_task(self._record(request.number, answer))
+        self.recording.add(recording)
+        recording.add_done_callback(self.recording.discard)
+        # Shielded: an answer that came is recorded, also where the batch is cancelled or its time is over.
+        await asyncio.shield(recording)
+
+    async def recorded(self) -> None:
+        """Wait for the answers that are being recorded."""
+        await asyncio.gather(*self.recording)
+
+    def counts(self) -> tuple[int, int]:
+        """Completed and failed lines."""
+        failed = sum(status >= 400 for status in self.statuses.values())
+        return len(self.statuses) - failed, failed
+
+    async def _record(self, number: int, answer: Answer) -> None:
+        await self.ledger.finish(f"{LINES}{number}", answer.model_dump(mode="json"))
+        self.statuses[number] = answer.status
+
+    async def _kept(self, answer: Answer) -> Answer:
+        """The answer, its body in storage if it is large."""
+        text = json.dumps(answer.body)
+        if len(text) <= INLINE:
+            return answer
+        try:
+            stored = await self.store.put_content(
+                text.encode(), prefix="units", suffix=".json", content_type="application/json"
+            )
+        except StorageError:  # the record takes it too, as it takes what is done
+            return answer
+        return answer.model_copy(update={"body": None, "stored": stored})
+
+
+async def _checked(ledger: Ledger, files: Files, input_file_id: str, settings: BatchSettings) -> Checked:
+    begin = Begin(CHECK, "batch", "check", fingerprint([input_file_id, settings.endpoint]))
+    recorded = await ledger.begin(begin)
+    if recorded is not None:
+        return Checked.model_validate(recorded.result)
+    checked = await check(files.open(input_file_id), settings.endpoint)
+    await ledger.finish(CHECK, checked.model_dump())
+    return checked
+
+
+async def _in_time(work: Any, deadline: datetime | None) -> bool:
+    """Do the work until the deadline; False: it was cut there."""
+    seconds = None if deadline is None else max((deadline - datetime.now(UTC)).total_seconds(), 0)
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _left(ledger: Ledger, lines: AsyncIterator[BatchRequest]) -> AsyncIterator[tuple[int, str]]:
+    """The lines without an answer on record."""
+    async for request in lines:
+        unit = ledger.known(f"{LINES}{request.number}")
+        if unit is None or not unit.finished:
+            yield request.number, request.custom_id

@@ -1,0 +1,136 @@
+"""The lines of a batch's input file: requests of one endpoint, each with an id of the client's own."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from openai.types import BatchError
+from pydantic import BaseModel
+
+MOST_REQUESTS = 50_000  # in one file, as OpenAI has it
+MOST_ERRORS = 100  # told of one file
+
+
+class Endpoint(StrEnum):
+    """What each line of a batch is a request to; ``step`` takes a step's parameters."""
+
+    STEP = "step"
+    RESPONSES = "/v1/responses"
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """A line that makes sense; ``number`` is the file's, from 1."""
+
+    number: int
+    custom_id: str
+    body: dict[str, Any]
+
+
+class LineRefusedError(ValueError):
+    """A line that makes none: OpenAI's code for it, and the part of the line that is meant."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class Checked(BaseModel):
+    """What a batch's file turned out to be. ``model``: the one that all lines name, if it is one."""
+
+    total: int = 0
+    errors: list[BatchError] = []
+    model: str | None = None
+
+
+@dataclass
+class _Check:
+    """What is known of the lines so far."""
+
+    endpoint: Endpoint
+    result: Checked = field(default_factory=Checked)
+    seen: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+
+    def line(self, number: int, text: bytes) -> None:
+        try:
+            request = parse(number, text, self.endpoint)
+            if request.custom_id in self.seen:
+                said = f"The custom_id '{request.custom_id}' is that of an earlier line."
+                raise LineRefusedError("duplicate_custom_id", said, "custom_id")
+            self.seen.add(request.custom_id)
+            self.models.add(request.body["model"])
+            self.result.total += 1
+        except LineRefusedError as error:
+            self.refuse(error.code, str(error), number, error.param)
+
+    def refuse(self, code: str, message: str, line: int | None = None, param: str | None = None) -> None:
+        self.result.errors.append(BatchError(code=code, message=message, line=line, param=param))
+
+
+async def check(stream: AsyncIterator[bytes], endpoint: Endpoint) -> Checked:
+    """Look at every line of a file, whatever its size; the first hundred that make no sense are told."""
+    checking = _Check(endpoint)
+    async for number, text in numbered(stream):
+        checking.line(number, text)
+        if len(checking.result.errors) >= MOST_ERRORS:
+            break
+        if checking.result.total > MOST_REQUESTS:
+            checking.refuse("too_many_requests", f"A batch takes {MOST_REQUESTS} requests at most. Make several.")
+            break
+    if not checking.result.total and not checking.result.errors:
+        checking.refuse("empty_file", "The file holds no request.")
+    if len(checking.models) == 1:
+        checking.result.model = checking.models.pop()
+    return checking.result
+
+
+async def requests(stream: AsyncIterator[bytes], endpoint: Endpoint) -> AsyncIterator[BatchRequest]:
+    """The requests of a file that was checked."""
+    async for number, text in numbered(stream):
+        yield parse(number, text, endpoint)
+
+
+async def numbered(stream: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers in the file."""
+    rest, number = b"", 0
+    async for chunk in stream:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            if line.strip():
+                yield number, line
+    if rest.strip():
+        yield number + 1, rest
+
+
+def parse(number: int, text: bytes, endpoint: Endpoint) -> BatchRequest:
+    """One line. LineRefusedError says what is wrong with it."""
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise LineRefusedError("invalid_json_line", f"The line is no JSON: {error}.") from error
+    if not isinstance(line, dict):
+        raise LineRefusedError("invalid_json_line", "The line is no JSON object.")
+    custom_id, body = line.get("custom_id"), line.get("body")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise LineRefusedError("missing_required_parameter", "'custom_id': a text is expected.", "custom_id")
+    if line.get("method") != "POST":
+        raise LineRefusedError("invalid_method", "'method': 'POST' is expected.", "method")
+    if line.get("url") != endpoint:
+        said = f"'url': '{endpoint}' is expected, which is the batch's endpoint."
+        raise LineRefusedError("invalid_url", said, "url")
+    if not isinstance(body, dict):
+        raise LineRefusedError("missing_required_parameter", "'body': a JSON object is expected.", "body")
+    if not isinstance(body.get("model"), str):
+        raise LineRefusedError("missing_required_parameter", "'body.model': a text is expected.", "body.model")
+    if body.get("stream"):
+        raise LineRefusedError("invalid_request", "'body.stream': a batch streams nothing.", "body.stream")
+    if unknown := set(line) - {"custom_id", "method", "url", "body"}:
+        raise LineRefusedError("unknown_parameter", f"A line has no '{min(unknown)}'.", min(unknown))
+    return BatchRequest(number, custom_id, body)

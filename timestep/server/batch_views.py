@@ -1,0 +1,147 @@
+"""A batch as OpenAI shows it: what Prefect says of its flow run, and what is on record of its lines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+from openai.types import Batch, BatchError, BatchRequestCounts
+from openai.types.batch import Errors
+
+from timestep.errors import TimestepError
+from timestep.server import ids, run_lists
+from timestep.server.records import Records, Shelves
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from timestep.batches.record import Results, Standing
+    from timestep.batches.settings import BatchSettings
+
+logger = logging.getLogger(__name__)
+
+TAG, PREFIX, KIND = "openai:batch", "batch_", "batch"
+
+Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
+
+
+async def view(records: Records, shelves: Shelves, run: FlowRun) -> Batch:
+    """The batch as it stands."""
+    return (await views(records, shelves, [run]))[0]
+
+
+async def views(records: Records, shelves: Shelves, runs: Sequence[FlowRun]) -> list[Batch]:
+    """The batches as they stand. Of one that was stopped, the results so far are written first."""
+    from timestep.batches.record import standings
+
+    found = await standings(shelves.database, [run.id for run in runs])
+    for run in runs:
+        standing = found[run.id]
+        if run.state is not None and run.state.is_cancelled() and standing.results is None and standing.stopped is None:
+            standing.stopped = await _write(shelves, run, standing)
+    return [await _batch(records, run, found[run.id]) for run in runs]
+
+
+async def _write(shelves: Shelves, run: FlowRun, standing: Standing) -> Results | None:
+    """The results of a batch that was cancelled: no process of its own will write them."""
+    from timestep.batches.record import note_stopped, standings
+    from timestep.batches.results import ResultFiles
+
+    total = standing.checked.total if standing.checked else 0
+    writer = ResultFiles(shelves.database, shelves.store, run.id, _settings(run).output_expires_after)
+    try:
+        results = await writer.write("cancelled", total, (standing.completed, standing.failed), None)
+        await note_stopped(shelves.database, run.id, results)
+    except TimestepError as error:  # the next who looks at it tries again
+        logger.warning("The results of batch '%s' can't be written now: %s", run.id, error)
+        return None
+    return (await standings(shelves.database, [run.id]))[run.id].stopped
+
+
+async def _batch(records: Records, run: FlowRun, standing: Standing) -> Batch:
+    settings, status = _settings(run), _status(run, standing)
+    results = standing.results or standing.stopped
+    checked = standing.checked
+    created = _seconds(run.created) or 0
+    batch = Batch(
+        id=ids.object_id(PREFIX, run.id),
+        object="batch",
+        endpoint=settings.endpoint,
+        model=checked.model if checked else None,
+        input_file_id=str(run.parameters.get("inputs")),
+        completion_window=settings.completion_window,
+        status=status,
+        errors=await _errors(run, standing) if status == "failed" else None,
+        created_at=created,
+        expires_at=_seconds(settings.deadline),
+        in_progress_at=_seconds(standing.checked_at) if checked and not checked.errors else None,
+        finalizing_at=_seconds(standing.finalizing_at),
+        request_counts=_counts(standing),
+        output_file_id=results.output_file_id if results else None,
+        error_file_id=results.error_file_id if results else None,
+        metadata=run_lists.metadata_of(run) or None,
+    )
+    await _end(records, run, standing, batch)
+    return batch
+
+
+def _status(run: FlowRun, standing: Standing) -> Status:
+    if run.state is not None and run.state.is_cancelling():
+        return "cancelling"
+    if run.state is not None and run.state.is_cancelled():
+        return "cancelling" if standing.results is None and standing.stopped is None else "cancelled"
+    if run.state is not None and run.state.is_failed():
+        return "failed"
+    if standing.results is not None:
+        return standing.results.status
+    if standing.finalizing_at is not None:
+        return "finalizing"
+    return "in_progress" if standing.checked is not None and not standing.checked.errors else "validating"
+
+
+async def _end(records: Records, run: FlowRun, standing: Standing, batch: Batch) -> None:
+    """The times of the batch's end."""
+    from timestep.steps.views import answering
+
+    ended = _seconds(run.state.timestamp) if run.state is not None else None
+    match batch.status:
+        case "completed":
+            batch.completed_at = _seconds(standing.results_at)
+        case "expired":
+            batch.expired_at = _seconds(standing.results_at)
+        case "failed":
+            batch.failed_at = ended
+        case "cancelling" | "cancelled":
+            async with answering(records.client):
+                states = await records.client.read_flow_run_states(run.id)
+            asked = [_seconds(state.timestamp) for state in states if state.is_cancelling()]
+            batch.cancelling_at = min(filter(None, asked), default=ended)
+            batch.cancelled_at = ended if batch.status == "cancelled" else None
+
+
+async def _errors(run: FlowRun, standing: Standing) -> Errors:
+    from timestep.steps.views import error_of
+
+    if standing.checked is not None and standing.checked.errors:
+        return Errors(object="list", data=standing.checked.errors)
+    return Errors(object="list", data=[BatchError(code="batch_failed", message=await error_of(run))])
+
+
+def _counts(standing: Standing) -> BatchRequestCounts:
+    results = standing.results or standing.stopped
+    if results is not None:
+        return BatchRequestCounts(total=results.total, completed=results.completed, failed=results.failed)
+    total = standing.checked.total if standing.checked and not standing.checked.errors else 0
+    return BatchRequestCounts(total=total, completed=standing.completed, failed=standing.failed)
+
+
+def _settings(run: FlowRun) -> BatchSettings:
+    from timestep.batches.settings import BatchSettings
+
+    return BatchSettings.model_validate(run.parameters.get("settings") or {})
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
