@@ -1,7 +1,8 @@
 """A step in inference mode: an agent runs to its final output, people are asked where it needs them."""
 
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, Protocol
 
@@ -21,9 +22,12 @@ from timestep.agents.record.step_trace import StepTrace
 from timestep.agents.record.waiting import Decision, Kind, PendingCall
 from timestep.agents.registry import AgentRegistry
 from timestep.agents.resolve import ModelResolver
+from timestep.agents.respond import agent_output, of_step, respond, spoken
+from timestep.agents.responses import conversations
+from timestep.agents.responses.request import ResponseRequest
 from timestep.agents.tools import StepContext
 from timestep.agents.types import CallFigures, InferenceSettings, Mode, StepOutput, ToolCall, ToolChoice
-from timestep.errors import TimestepError, UsageError
+from timestep.errors import NotFoundError, TimestepError, UsageError
 from timestep.settings import Settings
 
 Input = str | list[dict[str, Any]]
@@ -66,6 +70,7 @@ class _Ran:
     final_output: Any
     tool_calls: list[ToolCall] = field(default_factory=list)
     items: list[Any] = field(default_factory=list)
+    response: list[dict[str, Any]] | None = None  # its output items, where a request of the Responses API was answered
 
 
 async def think(
@@ -85,6 +90,9 @@ async def think(
         TimestepError: the model or the agent failed; the trace so far is in storage.
         Pause: Prefect's; the run is suspended until people have decided.
     """
+    asked = None if request.inference.request is None else of_step(request.inference.request)
+    if asked is not None:
+        request = replace(request, input=spoken(asked))
     step = DurableStep(
         request.step_id,
         resolve=ModelResolver(settings, registry, attempt.database, request.model),
@@ -119,7 +127,12 @@ async def think(
             outlived(attempt.events.flush),
         ):
             # Within the turn: a step that is started again keeps its place in the session.
-            output = await _run(request, store, registry, step, session)
+            if asked is not None and asked.agent is None:
+                output = _output(request, step, await _responded(step, asked, settings))
+            else:
+                output = await _run(request, store, registry, step, session)
+            if asked is not None and asked.conversation_id is not None:
+                await _converse(attempt, asked.conversation_id, [*asked.added, *(output.response or [])])
     except BaseException as error:
         if not isinstance(error, Pause | NotYourTurnError):
             await trace.ended(error)
@@ -148,6 +161,8 @@ async def _run(
             f"Agent '{request.agent}' did not finish within {request.max_turns} turns. Raise max_turns."
         ) from error
     await session.add([*items, *ran.items])
+    if request.inference.request is not None:
+        ran.response = agent_output(request.step_id, request.agent, ran.items)
     return _output(request, step, ran)
 
 
@@ -171,6 +186,21 @@ async def _agents_sdk(step: DurableStep, agent: Any, items: list[Any], options: 
     step.resolve(agent)  # a model that there is not is named before anything is asked
     result = await run_durably(step, agent, items, **options)
     return _Ran(result.final_output, tool_calls(result), _items(result))
+
+
+async def _converse(attempt: Attempt, conversation_id: str, items: list[dict[str, Any]]) -> None:
+    """What was asked and answered belongs to the conversation now, however often the step comes here."""
+    with suppress(NotFoundError):  # it was deleted meanwhile
+        await conversations.append(attempt.database, conversation_id, items)
+
+
+async def _responded(step: DurableStep, asked: ResponseRequest, settings: Settings) -> _Ran:
+    items = await respond(step, asked, settings)
+    texts = [part.get("text", "") for item in items if item["type"] == "message" for part in item["content"]]
+    calls = [
+        ToolCall(name=item["name"], arguments=item["arguments"]) for item in items if item["type"] == "function_call"
+    ]
+    return _Ran("".join(texts), calls, response=items)
 
 
 async def _orchestrated(step: DurableStep, what: Any, items: list[Any], options: dict[str, Any]) -> _Ran:
@@ -203,6 +233,7 @@ def _output(request: Thinking, step: DurableStep, ran: _Ran) -> StepOutput:
         output=plain(ran.final_output),
         turns=len(models),
         tool_calls=ran.tool_calls,
+        response=ran.response,
         forced=any(call.forced for call in step.calls),
         usage=step.usage(),
         calls=[_figures(call) for call in step.calls[:MOST_CALLS]],

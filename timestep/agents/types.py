@@ -101,6 +101,11 @@ class InferenceSettings(BaseModel):
         title="Approval default",
         description="What is decided after the deadline: approve or reject. A question is then left unanswered.",
     )
+    request: dict[str, Any] | None = Field(
+        None,
+        title="Request",
+        description="A request of OpenAI's Responses API that the step answers, as POST /v1/responses takes it.",
+    )
 
 
 class TrainingSettings(BaseModel):
@@ -212,6 +217,9 @@ class StepOutput(BaseModel):
     seconds: float = Field(0.0, description="From the step's start to its end, with its waits for people.")
     artifacts: dict[str, Reference] = Field(default_factory=dict)
     training: TrainingOutcome | None = None
+    response: list[dict[str, Any]] | None = Field(
+        None, description="The output items of the response, where the step answered a request of the Responses API."
+    )
 
 
 class BatchOutput(BaseModel):
