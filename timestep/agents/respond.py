@@ -32,7 +32,6 @@ from timestep.models.providers import listed_models
 from timestep.models.routing import PREFIX
 from timestep.settings import Settings
 
-
 RAW = "responses"  # the agent of steps that no agent answers, but a model alone
 TAG = "openai:response"
 
