@@ -19,6 +19,8 @@ from timestep.models.request import ChatRequest
 
 OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
 NOW = {"type": "function", "function": {"name": "now"}}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+ALLOWED: dict[str, Any] = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CLOCK]}}
 
 set_tracing_disabled(True)
 
@@ -87,6 +89,88 @@ def test_a_tool_that_may_not_be_called_is_not(client: OpenAI, calling: list[Any]
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_of_all_tools_only_the_allowed_ones_are_called(
+    client: OpenAI, calling: list[Any], calculator: Any, clock: Any
+) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": calling, "tools": [calculator, clock], "temperature": 0}
+    forced = client.chat.completions.create(**ask, tool_choice=ALLOWED, parallel_tool_calls=False)
+    assert [call.function.name for call in forced.choices[0].message.tool_calls or []] == ["clock"]  # type: ignore[union-attr]
+    free = ALLOWED | {"allowed_tools": {"mode": "auto", "tools": [CLOCK]}}
+    answer = client.chat.completions.create(**ask, tool_choice=free, max_tokens=60)
+    names = {call.function.name for call in answer.choices[0].message.tool_calls or []}  # type: ignore[union-attr]
+    assert names <= {"clock"}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_log_probabilities_are_the_models_own(streamed: bool, client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 8}
+    ask |= {"logprobs": True, "top_logprobs": 3}
+    if streamed:
+        chunks = list(client.chat.completions.create(**ask, stream=True))
+        choices = [chunk.choices[0] for chunk in chunks]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        tokens = [token for choice in choices if choice.logprobs for token in choice.logprobs.content or []]
+    else:
+        choice = client.chat.completions.create(**ask).choices[0]
+        assert choice.logprobs is not None
+        text, tokens = choice.message.content or "", choice.logprobs.content or []
+    assert len(tokens) == 8
+    assert "".join(token.token for token in tokens) == text
+    for token in tokens:
+        assert bytes(token.bytes or []).decode() == token.token
+        likeliest = [other.logprob for other in token.top_logprobs]
+        assert len(likeliest) == 3 and likeliest == sorted(likeliest, reverse=True)
+        assert token.logprob == likeliest[0] <= 0  # greedy: what was picked is the likeliest
+
+
+def test_log_probabilities_stay_with_the_text_that_a_stop_leaves(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 24, "logprobs": True}
+    words = (client.chat.completions.create(**ask).choices[0].message.content or "").split()
+    choice = client.chat.completions.create(**ask, stop=[words[4]]).choices[0]
+    assert choice.logprobs is not None
+    said = "".join(token.token for token in choice.logprobs.content or [])
+    assert said.split() == words[:4] == (choice.message.content or "").split()
+
+
+def test_a_bias_keeps_tokens_away(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 4}
+    first = client.chat.completions.create(**ask, logprobs=True).choices[0].logprobs
+    assert first is not None and first.content
+    every = {str(token): -100 for token in range(1024)}
+    biased = client.chat.completions.create(**ask, logit_bias=every).choices[0].message.content
+    assert biased != "".join(token.token for token in first.content)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_choice_has_the_next_seed(streamed: bool, client: OpenAI) -> None:
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 1.2, "max_tokens": 12}
+    client.chat.completions.create(**ask)  # from here on each finds the same cache
+    alone = [client.chat.completions.create(**ask, seed=seed) for seed in (7, 8, 9)]
+    if streamed:
+        texts = ["", "", ""]
+        usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
+        for chunk in client.chat.completions.create(**ask, **usage, seed=7, n=3, stream=True):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+        counted = chunk.usage
+    else:
+        answer = client.chat.completions.create(**ask, seed=7, n=3)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2]
+        texts, counted = [choice.message.content or "" for choice in answer.choices], answer.usage
+    assert texts == [answer.choices[0].message.content for answer in alone]
+    assert counted is not None and alone[0].usage is not None
+    assert counted.prompt_tokens == alone[0].usage.prompt_tokens
+    assert counted.completion_tokens == 36
+
+
+def test_what_changes_no_answer_is_taken(client: OpenAI) -> None:
+    harmless: dict[str, Any] = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
+    harmless |= {"safety_identifier": "s", "prompt_cache_key": "k", "modalities": ["text"]}
+    ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 4}
+    answer = client.chat.completions.create(**ask, **harmless, extra_body={"functions": None})
+    assert answer.choices[0].message.content
+
+
 def test_a_response_format_is_held(client: OpenAI) -> None:
     sizes: Any = {"size": {"enum": ["small", "big"]}}
     schema = {"type": "object", "properties": sizes, "required": ["size"]}
@@ -145,9 +229,13 @@ def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
         ({"messages": [{"role": "user", "content": "word " * 1100}]}, 400, "the context 1024"),
         ({"messages": [{"role": "boss", "content": "x"}]}, 400, "role 'boss'"),
         ({"temperature": 3}, 400, "temperature"),
-        ({"n": 2}, 400, "'n'"),
+        ({"n": 129}, 400, "'n'"),
+        ({"top_logprobs": 3}, 400, "'top_logprobs' is only for requests with 'logprobs'"),
+        ({"functions": [NOW]}, 400, "'functions' is not supported. Leave it out."),
+        ({"extra_body": {"nonsense": 0}}, 400, "'nonsense' is not supported"),
+        ({"service_tier": "flex"}, 400, "'service_tier'"),
+        ({"logit_bias": {"5": 101}}, 400, "logit_bias"),
         ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"logprobs": True}, 400, "'logprobs' is not supported"),
         ({"tools": [{"type": "web_search"}]}, 400, "tool 0 is no function tool"),
         ({"tool_choice": "required"}, 400, "needs 'tools'"),
         ({"response_format": {"type": "xml"}}, 400, "'xml'"),
@@ -157,6 +245,8 @@ def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
         ({"messages": [*OCEAN, {"role": "assistant", "tool_calls": [{"function": "x"}]}]}, 400, "'tool_calls' must"),
         ({"tools": [NOW], "tool_choice": {"type": "function", "function": "a"}}, 400, "tool_choice {"),
         ({"tools": [NOW], "tool_choice": 5}, 400, "tool_choice 5 is none of"),
+        ({"tools": [NOW], "tool_choice": ALLOWED | {"allowed_tools": {"mode": "auto"}}}, 400, "is none of"),
+        ({"tools": [NOW], "tool_choice": ALLOWED}, 404, "No tool 'clock'"),
         ({"tools": [{"type": "function", "function": {}}]}, 400, "tool 0 has the name None"),
         ({"response_format": {"type": "json_schema", "json_schema": "x"}}, 400, "json_schema.schema"),
         ({"model": "/absent\0.gguf"}, 400, "no such file"),

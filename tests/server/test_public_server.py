@@ -54,8 +54,9 @@ def test_errors_go_through(client: OpenAI) -> None:
         client.chat.completions.create(model="smollm2-135m", messages=OCEAN)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("nobody")
-    with pytest.raises(openai.BadRequestError, match="'logprobs' is not supported"):
-        client.chat.completions.create(model=SMOLLM2, messages=OCEAN, logprobs=True)
+    with pytest.raises(openai.BadRequestError, match="'functions' is not supported") as refused:
+        client.chat.completions.create(model=SMOLLM2, messages=OCEAN, functions=[{"name": "now"}])
+    assert (refused.value.param, refused.value.code) == ("functions", "unsupported_parameter")
     assert [model.id for model in client.models.list()] == [SMOLLM2]
 
 

@@ -1,8 +1,9 @@
-"""A generation in the shape of OpenAI's chat completions: whole, or as server-sent events."""
+"""Generations in the shape of OpenAI's chat completions: whole, or as server-sent events. One choice for each."""
 
 import json
 import time
 import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from timestep.models.generation import Generation
@@ -12,58 +13,96 @@ DONE = "data: [DONE]\n\n"
 
 
 class Completion:
-    """The answer of ``model`` (its resolved name) that ``generation`` gives."""
+    """The answer of ``model`` (its resolved name) that the ``generations`` give."""
 
-    def __init__(self, model: str, generation: Generation) -> None:
-        self._model, self._generation = model, generation
+    def __init__(self, model: str, generations: Sequence[Generation]) -> None:
+        self._model, self._generations = model, generations
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         head = json.dumps({**self._head, "object": "chat.completion.chunk"}, ensure_ascii=False)
-        # Everything but the delta is the same in every event of a stream: written once.
-        self._before = f'data: {head[:-1]}, "choices": [{{"index": 0, "delta": '
-        self._after = ', "logprobs": null, "finish_reason": null}]}\n\n'
+        # Everything but the delta is the same in every event of a choice: written once.
+        self._before = [
+            f'data: {head[:-1]}, "choices": [{{"index": {index}, "delta": ' for index in range(len(generations))
+        ]
 
     def whole(self) -> dict[str, Any]:
-        """The response to a request without streaming, once the generation is over."""
-        choice = {
-            "index": 0,
-            "message": {**self._generation.message.wire(), "refusal": None},
-            "logprobs": None,
-            "finish_reason": self._generation.finish_reason,
+        """The response to a request without streaming, once the generations are over."""
+        choices = [
+            {
+                "index": index,
+                "message": {**generation.message.wire(), "refusal": None},
+                "logprobs": _logprobs(generation.logprobs),
+                "finish_reason": generation.finish_reason,
+            }
+            for index, generation in enumerate(self._generations)
+        ]
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage(self._generations),
+            **self._extra(),
         }
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self._usage(), **self._extra()}
 
-    def opening(self) -> str:
-        """The first event: the role."""
-        return self.event({"role": "assistant", "content": ""})
+    def opening(self, index: int) -> str:
+        """A choice's first event: the role."""
+        return self.event(index, {"role": "assistant", "content": ""})
 
-    def event(self, delta: Delta) -> str:
+    def event(self, index: int, delta: Delta) -> str:
         """The event of one delta."""
-        return f"{self._before}{json.dumps(delta, ensure_ascii=False)}{self._after}"
+        logprobs = "null"
+        if "logprobs" in delta:
+            logprobs = json.dumps(_logprobs(delta["logprobs"]), ensure_ascii=False)
+            delta = {name: value for name, value in delta.items() if name != "logprobs"}
+        said = json.dumps(delta, ensure_ascii=False)
+        return f'{self._before[index]}{said}, "logprobs": {logprobs}, "finish_reason": null}}]}}\n\n'
+
+    def ending(self, index: int, include_usage: bool) -> str:
+        """A choice's last event: the reason for the end.
+
+        The usage has its own event where it was asked for, as OpenAI sends it; else it comes with the last choice's
+        reason, for clients that count what they get.
+        """
+        reason = self._generations[index].finish_reason
+        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+        if index + 1 < len(self._generations):
+            return self._last(choices=[choice])
+        counted = {} if include_usage else {"usage": usage(self._generations)}
+        return self._last(choices=[choice], **counted, **self._extra())
 
     def closing(self, include_usage: bool) -> str:
-        """The last events: the reason for the end, the usage, and the end mark.
-
-        The usage has its own event where it was asked for, as OpenAI sends it; else it comes with the reason, for
-        clients that count what they get.
-        """
-        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": self._generation.finish_reason}
-        if not include_usage:
-            return self._last(choices=[choice], usage=self._usage(), **self._extra()) + DONE
-        return self._last(choices=[choice], **self._extra()) + self._last(choices=[], usage=self._usage()) + DONE
+        """The stream's last events: the usage where it was asked for, and the end mark."""
+        return (self._last(choices=[], usage=usage(self._generations)) if include_usage else "") + DONE
 
     def _last(self, **fields: Any) -> str:
         chunk = {**self._head, "object": "chat.completion.chunk", **fields}
         return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
 
-    def _usage(self) -> dict[str, Any]:
-        prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens},
-        }
-
     def _extra(self) -> dict[str, Any]:
-        timings = {name: round(seconds, 4) for name, seconds in self._generation.timings.items()}
-        return {"timestep": {"forced": self._generation.forced, "model": self._model, "timings": timings}}
+        forced = any(generation.forced for generation in self._generations)
+        return {"timestep": {"forced": forced, "model": self._model, "timings": timings(self._generations)}}
+
+
+def usage(generations: Sequence[Generation], prompts: int = 1) -> dict[str, Any]:
+    """Tokens of a request: each of its ``prompts`` counts once, however many choices it was continued with."""
+    firsts = generations[:: len(generations) // prompts]
+    prompt = sum(generation.prompt_tokens for generation in firsts)
+    completion = sum(generation.completion_tokens for generation in generations)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(generation.cached_tokens for generation in firsts)},
+    }
+
+
+def timings(generations: Iterable[Generation]) -> dict[str, float]:
+    """Seconds, summed up over the generations."""
+    summed: dict[str, float] = {}
+    for generation in generations:
+        for name, seconds in generation.timings.items():
+            summed[name] = summed.get(name, 0) + seconds
+    return {name: round(seconds, 4) for name, seconds in summed.items()}
+
+
+def _logprobs(entries: Sequence[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return None if entries is None else {"content": entries, "refusal": None}

@@ -19,6 +19,8 @@ from timestep.errors import UsageError
 from timestep.models.routing import SERVED_HEADER
 from timestep.settings import Settings
 
+# Of a step's request to our own model server: it waits for its turn, however many others do.
+STEP_HEADER = "timestep-step"
 OLLAMA_PORT = 11434
 OLLAMA_CLOUD = "https://ollama.com"
 # Of a name whose model runs in Ollama's cloud: gpt-oss:120b-cloud, kimi-k2.5:cloud. There it has the name without.
@@ -34,6 +36,7 @@ class Endpoint:
 
     base_url: str
     api_key: str | None = field(default=None, repr=False)
+    of_step: bool = False
 
 
 class _Provider(BaseModel):
@@ -82,11 +85,11 @@ def _where(error: ValidationError) -> str:
     return f"{place}: {first['msg']}" if place else "it is no JSON object"
 
 
-def model_server(settings: Settings) -> Endpoint:
+def model_server(settings: Settings, *, of_step: bool = False) -> Endpoint:
     """The service's own models: its model server where that is known, else its HTTP server."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = settings.model_server_url or f"http://{host}:{settings.port}"
-    return Endpoint(f"{url.rstrip('/')}/v1")
+    return Endpoint(f"{url.rstrip('/')}/v1", of_step=of_step)
 
 
 def ollama(model: str, host: str | None = None, api_key: str | None = None) -> tuple[Endpoint, str]:
@@ -137,7 +140,7 @@ def _ollama_url(host: str | None) -> str:
     return f"{scheme or 'http'}://{name}:{port}{parts.path.rstrip('/')}"
 
 
-# A client's connections belong to the event loop that opened them. The inner key holds the address and the key.
+# A client's connections belong to the event loop that opened them. The inner key holds the endpoint.
 _clients: "WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Any, AsyncOpenAI]]" = WeakKeyDictionary()
 
 
@@ -150,12 +153,13 @@ def client(endpoint: Endpoint, max_retries: int = 2) -> AsyncOpenAI:
         known = _clients.setdefault(asyncio.get_running_loop(), {})
     except RuntimeError:  # no loop yet: the client is whoever asks's own
         known = {}
-    key = (endpoint.base_url, endpoint.api_key, max_retries)
+    key = (endpoint, max_retries)
     if key not in known:
         known[key] = AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=endpoint.api_key or "none",
             max_retries=max_retries,
+            default_headers={STEP_HEADER: "1"} if endpoint.of_step else None,
             # Generation on a small machine may take minutes.
             timeout=Timeout(600, connect=5),
             # A plain-HTTP server needs no TLS context, which takes 20 ms to make.

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
+from timestep.errors import RateLimitError
 from timestep.models.files import SCRIPTED
 from timestep.models.generation import Generation, Options
 from timestep.models.gguf import GGUFHeader
@@ -39,15 +40,69 @@ class Engine(Protocol):
         ...
 
 
+class Run:
+    """A generation that waits for its turn or is under way: iterate it, as many deltas at a time as have come up.
+
+    It begins by itself. Closing it ends the generation.
+    """
+
+    def __init__(self, generation: Generation, thread: ThreadPoolExecutor, waiting: "set[Run]") -> None:
+        self._generation, self._waiting = generation, waiting
+        self._loop, self._gone = asyncio.get_running_loop(), threading.Event()
+        self._items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()  # None or an exception is the last
+        waiting.add(self)
+        thread.submit(self._generate)
+
+    async def __aiter__(self) -> AsyncGenerator[list[Delta], None]:
+        try:
+            while True:
+                batch = [await self._items.get()]
+                while not self._items.empty():
+                    batch.append(self._items.get_nowait())
+                last = batch[-1]
+                if deltas := [item for item in batch if isinstance(item, dict)]:
+                    yield deltas
+                if isinstance(last, Exception):
+                    raise last
+                if last is None:
+                    return
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the generation, or never begin it."""
+        self._gone.set()
+        self._waiting.discard(self)
+
+    def _generate(self) -> None:
+        self._loop.call_soon_threadsafe(self._waiting.discard, self)
+        try:
+            for delta in () if self._gone.is_set() else self._generation:
+                if self._gone.is_set():
+                    return
+                if delta:
+                    self._put(delta)
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+        finally:
+            self._generation.close()
+
+    def _put(self, item: Delta | Exception | None) -> None:
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+
+
 class EnginePool:
     """At most ``size`` engines in memory, each with a context of ``context_length`` tokens or the model's, if less.
 
-    An engine that is dropped while it generates lives until it is done.
+    An engine that is dropped while it generates lives until it is done. ``limit``: generations that may wait.
     """
 
-    def __init__(self, context_length: int, threads: int, size: int = 2) -> None:
+    def __init__(self, context_length: int, threads: int, size: int = 2, limit: int = 64) -> None:
         self._context_length, self._threads, self._size = context_length, threads, size
         self._engines: OrderedDict[Path, Engine] = OrderedDict()
+        self._limit = limit
+        self._waiting: set[Run] = set()
         self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
@@ -66,42 +121,14 @@ class EnginePool:
             self._engines.move_to_end(path)
             return self._engines[path]
 
-    async def run(self, generation: Generation) -> AsyncGenerator[list[Delta], None]:
-        """The generation's deltas, as many at a time as have come up. Closing the iteration ends the generation."""
-        loop, gone = asyncio.get_running_loop(), threading.Event()
-        items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()  # None or an exception is the last
+    def admit(self, *, always: bool = False) -> None:
+        """RateLimitError where as many generations wait as may; ``always`` for those that have to be done anyway."""
+        if not always and len(self._waiting) >= self._limit:
+            raise RateLimitError(f"The model server has {len(self._waiting)} requests waiting. Come back later.")
 
-        def put(item: Delta | Exception | None) -> None:
-            loop.call_soon_threadsafe(items.put_nowait, item)
-
-        def generate() -> None:
-            try:
-                for delta in () if gone.is_set() else generation:
-                    if gone.is_set():
-                        return
-                    if delta:
-                        put(delta)
-                put(None)
-            except Exception as error:
-                put(error)
-            finally:
-                generation.close()
-
-        self._thread.submit(generate)
-        try:
-            while True:
-                batch = [await items.get()]
-                while not items.empty():
-                    batch.append(items.get_nowait())
-                last = batch[-1]
-                if deltas := [item for item in batch if isinstance(item, dict)]:
-                    yield deltas
-                if isinstance(last, Exception):
-                    raise last
-                if last is None:
-                    return
-        finally:
-            gone.set()
+    def run(self, generation: Generation) -> Run:
+        """Have it generated, once those before it are done."""
+        return Run(generation, self._thread, self._waiting)
 
     def close(self) -> None:
         """Take no more work and forget the engines."""

@@ -109,7 +109,7 @@ def local_model(name: str, settings: Settings, max_retries: int = 2) -> Model:
         raise ServiceUnavailableError("model server", "TIMESTEP_MODEL_SERVER_URL")
     return OpenAIChatCompletionsModel(
         model=name if name.startswith(PREFIX) else PREFIX + name,
-        openai_client=endpoints.client(endpoints.model_server(settings), max_retries),
+        openai_client=endpoints.client(endpoints.model_server(settings, of_step=True), max_retries),
     )
 
 

@@ -1,4 +1,4 @@
-"""A chat completion request, checked: what OpenAI's API names, and what of it this engine can do."""
+"""Requests, checked: what OpenAI's API names, and what of it this engine can do. The rest is refused by name."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from timestep.models.generation import Options
 
-_REFUSED = ("logprobs", "top_logprobs", "logit_bias", "functions", "function_call", "audio", "web_search_options")
+MOST_CHOICES = 128
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -31,48 +31,101 @@ def _is_call(call: Any) -> bool:
 
 Message = Annotated[dict[str, Any], AfterValidator(_shaped)]
 Stops = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value or [])]
+Token = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class Body(BaseModel):
+    """The body of a request: what is no field of it is refused by name, unless it is null.
+
+    The fields of this class change no answer; clients send them, and OpenAI's API has them everywhere.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, body: Any) -> Any:
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError) as error:  # half a surrogate pair, or nested without end
+            raise ValueError(f"The request can't be passed on as JSON: {error}.") from None
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name in cls.model_fields}
 
 
 class StreamOptions(BaseModel):
-    """``stream_options`` of a streamed request."""
+    """``stream_options`` of a streamed request. Nothing is obfuscated here."""
 
-    include_usage: bool = False
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /v1/chat/completions. Unknown fields are ignored, impossible ones refused by name."""
-
-    model_config = ConfigDict(extra="ignore")
+class GenerationRequest(Body):
+    """What chats and texts have in common."""
 
     model: str
+    stop: Stops = Field(default_factory=list, max_length=16)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[Token, Bias] | None = Field(None, max_length=1024)
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _streamed(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' is only for requests with 'stream': true.")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with an event of the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def choices(self) -> list[Options]:
+        """The options of each of the ``n`` choices: alike but for the seed, which counts up."""
+        options = self._options()
+        if self.seed is None:
+            return [options] * (self.n or 1)
+        return [cast(Options, {**options, "seed": self.seed + index}) for index in range(self.n or 1)]
+
+    def _options(self) -> Options:
+        """What the client left out stays out."""
+        own = ("stop", "max_tokens", "logprobs")
+        names = [name for name in Options.__annotations__ if name not in own]
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        return cast(Options, {**given, "stop": [text for text in self.stop if text], "max_tokens": self.max_tokens})
+
+
+class ChatRequest(GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
     messages: list[Message] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None  # judged together with the tools
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
-    stop: Stops = Field(default_factory=list, max_length=16)
-    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    n: Literal[1] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, body: Any) -> Any:
-        for name in _REFUSED:
-            if isinstance(body, dict) and body.get(name):
-                raise ValueError(f"'{name}' is not supported by the local engine. Leave it out.")
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except (UnicodeEncodeError, RecursionError) as error:  # half a surrogate pair, or nested without end
-            raise ValueError(f"The request can't be passed on as JSON: {error}.") from None
-        return body
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    modalities: list[Literal["text"]] | None = None
+    # They change no answer either.
+    store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
     @field_validator("tools")
     @classmethod
@@ -88,13 +141,52 @@ class ChatRequest(BaseModel):
                 raise ValueError(f"tool '{name}': 'parameters' must be a JSON schema object")
         return tools
 
-    def options(self) -> Options:
-        """The options for the engine; what the client left out stays out."""
-        given: dict[str, Any] = {
-            name: value
-            for name in Options.__annotations__
-            if name not in ("max_tokens", "stop") and (value := getattr(self, name)) is not None
-        }
-        limit = self.max_completion_tokens or self.max_tokens
-        given |= {"stop": [text for text in self.stop if text], "max_tokens": limit}
-        return cast(Options, given)
+    @model_validator(mode="after")
+    def _counted(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("'top_logprobs' is only for requests with 'logprobs': true.")
+        return self
+
+    def _options(self) -> Options:
+        options = super()._options()
+        options["max_tokens"] = self.max_completion_tokens or self.max_tokens
+        if self.logprobs:
+            options["logprobs"] = self.top_logprobs or 0
+        return options
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of POST /v1/completions. ``prompt``: a text or its tokens, or a list of either."""
+
+    prompt: str | list[Token] | list[str] | list[list[Token]] | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "CompletionRequest":
+        if self.best_of not in (None, self.n or 1):
+            raise ValueError("'best_of' is not supported beyond 'n'. Leave it out.")
+        if self.prompt == []:
+            raise ValueError("'prompt' must have at least one text.")
+        if len(self.prompts) * (self.n or 1) > MOST_CHOICES:
+            raise ValueError(f"'prompt' and 'n' make more than {MOST_CHOICES} choices.")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each of the prompts; an absent one is an empty text."""
+        match self.prompt:
+            case None:
+                return [""]
+            case str() | [int(), *_]:
+                return [cast(str | list[int], self.prompt)]
+        return list(cast(list[str | list[int]], self.prompt))
+
+    def _options(self) -> Options:
+        options = super()._options()
+        options["max_tokens"] = 16 if self.max_tokens is None else self.max_tokens
+        if self.logprobs is not None:
+            options["logprobs"] = self.logprobs
+        return options

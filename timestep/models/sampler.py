@@ -7,7 +7,8 @@ one: most tokens of a call are right by themselves, and looking costs as much as
 import ctypes
 import math
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import llama_cpp
@@ -30,6 +31,7 @@ class Sampling:
     seed: int | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 class Sampler:
@@ -55,12 +57,16 @@ class Sampler:
 
     def pick(self, context: Handle) -> int:
         """The next token, by the logits of the context's last position."""
-        address = llama_cpp.llama_get_logits_ith(context, -1)
-        logits = np.ctypeslib.as_array(address, shape=(self._size,))
-        token = self._choose(logits)
+        found = self.logits(context)
+        token = self._choose(found)
         if self._grammar and not self._allows(token):
-            token = self._choose(logits, self._grammar)
+            token = self._choose(found, self._grammar)
         return token
+
+    def logits(self, context: Handle, position: int = -1) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+        """The model's logits at a position of the last batch; they are gone with the next."""
+        address = llama_cpp.llama_get_logits_ith(context, position)
+        return np.ctypeslib.as_array(address, shape=(self._size,))
 
     def accept(self, token: int) -> None:
         """Take ``token`` as generated."""
@@ -99,6 +105,10 @@ class Sampler:
 
 def _parts(size: int, sampling: Sampling) -> list[Handle]:
     parts = []
+    biases = [llama_cpp.llama_logit_bias(token, bias) for token, bias in sampling.logit_bias.items() if token < size]
+    if biases:
+        array = (llama_cpp.llama_logit_bias * len(biases))(*biases)
+        parts.append(llama_cpp.llama_sampler_init_logit_bias(size, len(biases), array))
     if sampling.frequency_penalty or sampling.presence_penalty:
         parts.append(
             llama_cpp.llama_sampler_init_penalties(

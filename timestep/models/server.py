@@ -1,29 +1,27 @@
-"""The model server: one process per machine that holds the weights and answers OpenAI's chat completions."""
+"""The model server: one process per machine that holds the weights and answers OpenAI's inference calls."""
 
 import argparse
-import json
-import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
 
 from storage.store import ObjectStore
 from timestep.database.engine import Database
+from timestep.models.answers import Answer
 from timestep.models.completion import Completion
-from timestep.models.disconnect import ClientGone, unless_gone
+from timestep.models.endpoints import STEP_HEADER
 from timestep.models.engines import EnginePool
-from timestep.models.errors import error_body, install_error_handlers
-from timestep.models.generation import Generation
+from timestep.models.errors import install_error_handlers
 from timestep.models.registry import ModelRegistry
-from timestep.models.request import ChatRequest
+from timestep.models.request import ChatRequest, CompletionRequest
 from timestep.models.routing import SERVED_HEADER, ModelRouter
+from timestep.models.text_completion import TextCompletion
 from timestep.settings import Settings, load_settings
 
-logger = logging.getLogger(__name__)
 api = APIRouter()
 
 
@@ -35,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
         database = Database(settings.database_url) if settings.database_url else None
         registry = ModelRegistry(database) if database else None
         app.state.router = ModelRouter(settings, registry, ObjectStore.open(settings.storage))
-        app.state.engines = EnginePool(settings.context_length, settings.cores)
+        app.state.engines = EnginePool(settings.context_length, settings.cores, limit=settings.queue_limit)
         try:
             yield
         finally:
@@ -76,39 +74,28 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     pool: EnginePool = request.app.state.engines
     served = await router.resolve(body.model)
     engine = await pool.get(served.path)
-    generation = engine.stream(body.messages, body.tools, **body.options())
-    completion = Completion(served.name, generation)
-    headers = {SERVED_HEADER: served.name}
-    if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(pool, generation, completion, usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    try:
-        await unless_gone(request, _finish(pool, generation))
-    except ClientGone:
-        return Response(status_code=499)
-    return JSONResponse(completion.whole(), headers=headers)
+    pool.admit(always=STEP_HEADER in request.headers)
+    generations = [engine.stream(body.messages, body.tools, **options) for options in body.choices()]
+    answer = Answer(pool, generations, Completion(served.name, generations), {SERVED_HEADER: served.name})
+    return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
-async def _events(
-    pool: EnginePool, generation: Generation, completion: Completion, include_usage: bool
-) -> AsyncIterator[str]:
-    """The stream's events; those that came up together are sent together."""
-    yield completion.opening()
-    try:
-        async with aclosing(pool.run(generation)) as batches:
-            async for deltas in batches:
-                yield "".join(map(completion.event, deltas))
-        yield completion.closing(include_usage)
-    except Exception as error:  # the status is sent already: the client learns it from the stream
-        logger.exception("a streamed completion failed")
-        yield f"data: {json.dumps(error_body(error))}\n\n"
-
-
-async def _finish(pool: EnginePool, generation: Generation) -> None:
-    async with aclosing(pool.run(generation)) as batches:
-        async for _ in batches:
-            pass
+@api.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """How texts go on, whole or streamed."""
+    router: ModelRouter = request.app.state.router
+    pool: EnginePool = request.app.state.engines
+    served = await router.resolve(body.model)
+    engine = await pool.get(served.path)
+    pool.admit(always=STEP_HEADER in request.headers)
+    generations = [
+        engine.complete(prompt, echo=bool(body.echo), **options)
+        for prompt in body.prompts
+        for options in body.choices()
+    ]
+    shape = TextCompletion(served.name, generations, len(body.prompts))
+    answer = Answer(pool, generations, shape, {SERVED_HEADER: served.name})
+    return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -118,7 +105,7 @@ def _model(name: str) -> dict[str, Any]:
 def main() -> None:
     """``python -m timestep.models.server --port N``: settings come from the environment."""
     settings = load_settings()
-    parser = argparse.ArgumentParser(description="Serve local models over OpenAI's chat completions API.")
+    parser = argparse.ArgumentParser(description="Serve local models over OpenAI's inference calls.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=settings.model_port)
     arguments = parser.parse_args()

@@ -35,13 +35,28 @@ def chosen_tools(tools: Sequence[Tool], choice: str | Mapping[str, Any]) -> tupl
         return list(tools), True
     match choice:
         case {"type": "function", "function": {"name": str(name)}} | {"type": "function", "name": str(name)}:
-            pass
-        case _:
-            raise UsageError(f"tool_choice {json.dumps(choice)} is none of: auto, none, required, a function by name.")
-    named = [tool for tool in tools if tool["function"]["name"] == name]
-    if not named:
-        raise NotFoundError("tool", name, [tool["function"]["name"] for tool in tools])
-    return named, True
+            return [_named(tools, name)], True
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as allowed},
+        }:
+            return [_named(tools, _name(tool)) for tool in allowed], mode == "required"
+    kinds = "auto, none, required, a function by name, allowed_tools"
+    raise UsageError(f"tool_choice {json.dumps(choice)} is none of: {kinds}.")
+
+
+def _named(tools: Sequence[Tool], name: str) -> Tool:
+    for tool in tools:
+        if tool["function"]["name"] == name:
+            return tool
+    raise NotFoundError("tool", name, [tool["function"]["name"] for tool in tools])
+
+
+def _name(tool: Any) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    raise UsageError(f"tool_choice allows {json.dumps(tool)}, which is no function by name.")
 
 
 def calls_grammar(tools: Sequence[Tool], *, parallel: bool, opened: bool = False) -> str:

@@ -17,20 +17,29 @@ _END = "}\n" + CALL_CLOSE
 
 
 class Turn:
-    """Reads one turn. ``calls``: whether ``<tool_call>`` opens a call; ``stop``: texts that end the turn."""
+    """Reads one turn. ``calls``: whether ``<tool_call>`` opens a call; ``stop``: texts that end the turn.
 
-    def __init__(self, *, calls: bool, stop: Sequence[str] = ()) -> None:
+    ``trim``: white space around the text is no part of it, as in a message; a text that goes on keeps it.
+    """
+
+    def __init__(self, *, calls: bool, stop: Sequence[str] = (), trim: bool = True) -> None:
         self.message = AssistantMessage()
         self.stopped = False
-        self._calls = calls
+        self.in_call = False
+        self._calls, self._trim = calls, trim
         self._stop = tuple(stop)
         self._held = ""
+        self._dropped = 0
         self._call: ToolCall | None = None
-        self._in_call = False
+
+    @property
+    def undecided(self) -> int:
+        """Characters at the end of what was fed that are not the message's, or not yet."""
+        return len(self._held) + self._dropped
 
     def overshoot(self, piece: str) -> int:
         """Characters of ``piece`` beyond the end of a ``<tool_call>`` that it completes; -1: it completes none."""
-        if not self._calls or self._in_call:
+        if not self._calls or self.in_call:
             return -1
         at = (self._held + piece).find(CALL_OPEN)
         return -1 if at < 0 else len(self._held) + len(piece) - at - len(CALL_OPEN)
@@ -40,14 +49,14 @@ class Turn:
         self._held += text
         while not self.stopped:
             held = len(self._held)
-            yield from self._read_call() if self._in_call else self._read_text()
+            yield from self._read_call() if self.in_call else self._read_text()
             if len(self._held) == held:
                 return
 
     def close(self) -> Iterator[Delta]:
         """What was held back, now that the turn is over."""
-        if not self._in_call and not self.stopped:
-            yield from self._say(self._held.rstrip())
+        if not self.in_call and not self.stopped:
+            yield from self._say(self._held.rstrip() if self._trim else self._held)
         elif self._call is not None and self._held:  # cut off by the length limit
             yield from self._argue(self._held)
         self._held = ""
@@ -56,16 +65,16 @@ class Turn:
         markers = (*self._stop, CALL_OPEN) if self._calls else self._stop
         found = min(((at, mark) for mark in markers if (at := self._held.find(mark)) >= 0), default=None)
         if found is None:
-            keep = _undecided(self._held, markers)
+            keep = _undecided(self._held, markers, self._trim)
             text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             yield from self._say(text)
             return
         at, mark = found
-        yield from self._say(self._held[:at].rstrip())
+        yield from self._say(self._held[:at].rstrip() if self._trim else self._held[:at])
         if mark == CALL_OPEN and self._calls:
-            self._in_call, self._held = True, self._held[at + len(mark) :]
+            self.in_call, self._held = True, self._held[at + len(mark) :]
         else:
-            self.stopped, self._held = True, ""
+            self.stopped, self._dropped, self._held = True, len(self._held) - at, ""
 
     def _read_call(self) -> Iterator[Delta]:
         if self._call is None:
@@ -82,10 +91,10 @@ class Turn:
         self._held = rest
         yield from self._argue(arguments)
         if closed:
-            self._call, self._in_call = None, False
+            self._call, self.in_call = None, False
 
     def _say(self, text: str) -> Iterator[Delta]:
-        if self.message.content is None:
+        if self.message.content is None and self._trim:
             text = text.lstrip()
         if text:
             self.message.content = (self.message.content or "") + text
@@ -97,11 +106,12 @@ class Turn:
             yield {"tool_calls": [{"index": len(self.message.tool_calls) - 1, "function": {"arguments": text}}]}
 
 
-def _undecided(text: str, markers: Sequence[str]) -> int:
+def _undecided(text: str, markers: Sequence[str], trim: bool) -> int:
     """Characters at the text's end that may belong to a marker, or to the white space that ends the turn."""
     longest = max((len(mark) for mark in markers), default=0)
     keep = max(
         (n for n in range(1, min(longest, len(text)) + 1) if any(mark.startswith(text[-n:]) for mark in markers)),
         default=0,
     )
-    return keep + len(text[: len(text) - keep]) - len(text[: len(text) - keep].rstrip())
+    certain = text[: len(text) - keep]
+    return keep + (len(certain) - len(certain.rstrip()) if trim else 0)
