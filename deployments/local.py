@@ -19,14 +19,15 @@ import fasteners
 import httpx
 import psutil
 
-from deployments import instance, prefect_server, preflight
+from deployments import instance, prefect_server, preflight, service_key
 from deployments.environment import detached_environment, service_environment
-from deployments.postgres import EmbeddedPostgres, embedded_postgres
+from deployments.postgres import embedded_postgres
 from deployments.prefect_server import reachable
 from deployments.state import ServiceState, Urls, load_state, state_path
 from deployments.supervisor import Program, Report, Supervisor, describe_exit, isolation, open_log
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, TimestepError, UsageError
+from timestep.keys import check_listening
 from timestep.settings import Settings, load_settings
 
 OnReady = Callable[[ServiceState], None]
@@ -97,7 +98,8 @@ class _Service:
             settings,
             model_port=model_port,
             model_server_url=f"http://127.0.0.1:{model_port}",
-            prefect_api_url=f"http://{reachable(settings.host)}:{settings.prefect_port}/api",
+            prefect_api_url=f"http://{reachable(settings.prefect_host)}:{settings.prefect_port}/api",
+            service_key=service_key.kept(settings),
         )
         self.report = report
         self.mark = instance.new_mark(settings.home)
@@ -134,12 +136,13 @@ class _Service:
         await self._ready(self._watchdog())
         if postgres is not None:
             await postgres.prepare(self.report)
-            await self._ready(self._postgres(postgres))
+            await self._ready(postgres.program(service_environment(self.settings, self.mark)))
         try:
             await database.create_missing()
             server, *others = self._programs(state.urls, database.prefect_url)
             waiting = [asyncio.create_task(self._ready(server))]  # the slowest; it has no use for our tables
             await database.migrate()
+            await check_listening(self.settings, database)
         finally:
             await database.close()
         await asyncio.gather(*waiting, *(self._ready(program) for program in others))
@@ -179,10 +182,10 @@ class _Service:
             state.save(self.settings)
 
     def _urls(self) -> Urls:
-        settings, host = self.settings, reachable(self.settings.host)
-        prefect_ui = f"http://{host}:{settings.prefect_port}"
+        settings = self.settings
+        prefect_ui = f"http://{reachable(settings.prefect_host)}:{settings.prefect_port}"
         return Urls(
-            api=f"http://{host}:{settings.port}",
+            api=settings.api_url,
             prefect_ui=prefect_ui,
             prefect_api=f"{prefect_ui}/api",
             model_server=str(settings.model_server_url),
@@ -217,20 +220,6 @@ class _Service:
             service_environment(self.settings, self.mark) | variables,
             answers if isinstance(ready, str) else ready,
             cwd=self.settings.run_dir,
-        )
-
-    def _postgres(self, postgres: EmbeddedPostgres) -> Program:
-        return Program(
-            "postgres",
-            postgres.command,
-            service_environment(self.settings, self.mark),
-            postgres.is_ready,
-            cwd=postgres.data,
-            # Its fast shutdown: clients are disconnected, the checkpoint is written.
-            stop_signal=signal.SIGINT,
-            death_signal=signal.SIGINT,
-            user=postgres.user,
-            group=postgres.group,
         )
 
     def _watchdog(self) -> Program:

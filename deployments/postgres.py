@@ -8,14 +8,16 @@ import asyncio
 import hashlib
 import importlib.util
 import os
+import signal
 import stat
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments.supervisor import Program
 from timestep.errors import TimestepError, UsageError
 from timestep.settings import Settings
 
@@ -43,6 +45,21 @@ class EmbeddedPostgres:
         options = ("listen_addresses=", f"unix_socket_directories={self.socket_dir}", "max_connections=200")
         flags = [part for option in options for part in ("-c", option)]
         return [str(self.programs / "postgres"), "-D", str(self.data), *flags]
+
+    def program(self, environment: Mapping[str, str]) -> Program:
+        """The server as a supervised process."""
+        return Program(
+            "postgres",
+            self.command,
+            environment,
+            self.is_ready,
+            cwd=self.data,
+            # Its fast shutdown: clients are disconnected, the checkpoint is written.
+            stop_signal=signal.SIGINT,
+            death_signal=signal.SIGINT,
+            user=self.user,
+            group=self.group,
+        )
 
     async def is_ready(self, pid: int) -> bool:
         """Whether the server takes connections: its pid file says so, unless it's an earlier server's."""

@@ -10,7 +10,7 @@ def server_environment(settings: Settings, database_url: str) -> dict[str, str]:
     """Variables of the server alone; ``database_url`` is ``postgresql+asyncpg://…``."""
     return {
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": database_url,
-        "PREFECT_SERVER_API_HOST": settings.host,
+        "PREFECT_SERVER_API_HOST": settings.prefect_host,
         "PREFECT_SERVER_API_PORT": str(settings.prefect_port),
         # The page asks there. By default it asks port 4200 of the browser's machine, whatever served it; a path
         # is right on every port, behind every proxy and tunnel.
@@ -33,7 +33,7 @@ def main() -> None:
     settings = load_settings()
     uvicorn.run(
         create_app(final=True),
-        host=settings.host,
+        host=settings.prefect_host,
         port=settings.prefect_port,
         log_level="warning",
         timeout_graceful_shutdown=1,

@@ -30,8 +30,8 @@ def check_settings(settings: Settings) -> None:
     """
     if settings.port == settings.prefect_port:
         raise ConflictError(f"Port {settings.port} is asked for twice: --port and --prefect-port.")
-    for option, port in {"--port": settings.port, "--prefect-port": settings.prefect_port}.items():
-        _check_port(settings.host, port, option)
+    _check_port(settings.host, settings.port, "--port")
+    _check_port(settings.prefect_host, settings.prefect_port, "--prefect-port")
     if settings.database_url:
         Database(settings.database_url)
     _check_model(settings.model)

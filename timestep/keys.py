@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from timestep.database.engine import Database
 from timestep.database.models import KeyRow, RateRow
 from timestep.errors import NotFoundError, UsageError
+from timestep.settings import Settings
 
 PREFIX = "ts-"
 SHOWN = len(PREFIX) + 5  # characters; what is left unknown is still 226 bits
@@ -125,3 +126,10 @@ class Keys:
         )
         async with self._database.session() as session:
             return float(await session.scalar(statement) or 0.0)
+
+
+async def check_listening(settings: Settings, database: Database) -> None:
+    """UsageError where other machines would reach the HTTP server and nobody holds a key to it."""
+    if not settings.is_private and not await Keys(database).usable():
+        why = f"Host '{settings.host}' is reached by other machines, and there is no API key."
+        raise UsageError(f"{why} Make one first: timestep keys create")

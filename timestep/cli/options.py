@@ -37,22 +37,29 @@ def settings_of(**overrides: object) -> Any:
         raise UsageError(f"Setting '{name}' has value '{first['input']}'. {first['msg']}.") from error
 
 
-def service_of(home: Path | None) -> Any:
-    """Settings of the service that runs on this home, or those of the environment where none does."""
+def service_of(home: Path | None, **overrides: object) -> Any:
+    """Settings of the service that runs on this home, or those of the environment where none does.
+
+    ``overrides`` are options that the user gave; None is none.
+    """
+    from deployments import service_key
     from deployments.local import status as read_status
 
-    settings = settings_of(home=home)
+    settings = settings_of(home=home, **overrides)
     state = read_status(settings)
     if state is None:
         return settings
     if not state.ready:
         raise UsageError("The service is still starting. See: timestep status")
-    return settings_of(
-        home=home,
-        prefect_api_url=state.urls.prefect_api,
-        storage_url=state.storage,
-        database_url=state.database or None,
-    )
+    running = {
+        "prefect_api_url": state.urls.prefect_api,
+        "model_server_url": state.urls.model_server,
+        "storage_url": state.storage,
+        "database_url": state.database or None,
+        "service_key": service_key.known(settings),
+    }
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return settings_of(**{"home": home, **running, **given})
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from timestep.cli.options import Home, Json, run, settings_of
+from timestep.cli.options import Home, Json, run, service_of, settings_of
 from timestep.errors import UsageError
 
 
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the HTTP API.  [default: 8000]")] = None,
     prefect_port: Annotated[int | None, typer.Option(help="Port of the Prefect UI.  [default: 4200]")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; any but loopback needs an API key.")] = None,
     home: Home = None,
     agents: Annotated[list[Path] | None, typer.Option(help="Python file of agents; repeatable.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: a built-in name, a GGUF path or URL.")] = None,
@@ -34,6 +34,55 @@ def up(
         storage_url=storage_url,
     )
     raise typer.Exit(run(start_service(settings, detach=detach)))
+
+
+def serve(
+    port: Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; any but loopback needs an API key.  [default: 127.0.0.1]")
+    ] = None,
+    home: Home = None,
+    database_url: Annotated[str | None, typer.Option(help="PostgreSQL server of the service.")] = None,
+    storage_url: Annotated[str | None, typer.Option(help="Object storage of the service.")] = None,
+    prefect_api_url: Annotated[str | None, typer.Option(help="Its Prefect API, such as http://HOST:4200/api.")] = None,
+    model_server_url: Annotated[str | None, typer.Option(help="Its model server, such as http://HOST:8001.")] = None,
+) -> None:
+    """Run the HTTP server alone, over parts that run elsewhere; any number of them may serve one service.
+
+    What is not named is that of the service on this home, where one runs.
+    """
+    from timestep.server.__main__ import serve as serve_until_told
+
+    settings = service_of(
+        home,
+        port=port,
+        host=host,
+        database_url=database_url,
+        storage_url=storage_url,
+        prefect_api_url=prefect_api_url,
+        model_server_url=model_server_url,
+    )
+    for option, value in {
+        "--database-url": settings.database_url,
+        "--prefect-api-url": settings.prefect_api_url,
+        "--model-server-url": settings.model_server_url,
+    }.items():
+        if not value:
+            variable = f"TIMESTEP_{option[2:].replace('-', '_').upper()}"
+            raise UsageError(f"A server alone needs {option} URL, or {variable}. All parts at once: timestep up")
+    run(_migrated(settings.database_url))
+    serve_until_told(settings)
+
+
+async def _migrated(database_url: str) -> None:
+    from timestep.database.engine import Database
+
+    database = Database(database_url)
+    try:
+        await database.create_missing()
+        await database.migrate()
+    finally:
+        await database.close()
 
 
 def status(home: Home = None, as_json: Json = False) -> None:

@@ -1,6 +1,6 @@
-"""``python -m timestep.server``: settings come from the environment."""
+"""The HTTP server as one process: ``python -m timestep.server``, or ``timestep serve``."""
 
-import logging
+import asyncio
 import sys
 from contextlib import suppress
 from types import FrameType
@@ -8,8 +8,14 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from timestep.database.engine import Database
+from timestep.errors import TimestepError, UsageError
+from timestep.keys import check_listening
 from timestep.server.app import create_app
-from timestep.settings import load_settings
+from timestep.server.logs import log_discreetly
+from timestep.settings import Settings, load_settings
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: a restart can't help
 
 
 class _Server(uvicorn.Server):
@@ -25,18 +31,24 @@ class _Server(uvicorn.Server):
             housekeeper.leave()
 
 
-def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("timestep").setLevel(logging.INFO)  # which steps were started again, and why
-    settings = load_settings()
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        UsageError: other machines would reach it, and there is no API key; or the settings can't be meant.
+        ServiceUnavailableError: the database, which knows the keys, can't be reached.
+    """
+    log_discreetly(settings)
+    asyncio.run(_check(settings))
     app = create_app(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        log_level="warning",
+        log_config=None,  # uvicorn's lines go the way of all others
         access_log=False,
+        ws="none",
+        server_header=False,
         timeout_graceful_shutdown=3,
     )
     server = _Server(config, app)
@@ -44,6 +56,27 @@ def main() -> None:
         server.run()
     if not server.started:
         sys.exit(3)  # as uvicorn.run would
+
+
+async def _check(settings: Settings) -> None:
+    if settings.is_private:
+        return
+    if settings.database_url is None:
+        raise UsageError(f"Host '{settings.host}' needs API keys, and they a database: set TIMESTEP_DATABASE_URL.")
+    database = Database(settings.database_url)
+    try:
+        await check_listening(settings, database)
+    finally:
+        await database.close()
+
+
+def main() -> None:
+    """``python -m timestep.server``: settings come from the environment."""
+    try:
+        serve(load_settings())
+    except TimestepError as error:
+        print(error, file=sys.stderr, flush=True)
+        sys.exit(EXIT_CONFIG if error.status < 500 else 1)
 
 
 if __name__ == "__main__":
