@@ -70,11 +70,12 @@ class Turn:
             yield from self._say(text)
             return
         at, mark = found
-        yield from self._say(self._held[:at].rstrip() if self._trim else self._held[:at])
+        said = self._held[:at].rstrip() if self._trim else self._held[:at]
+        yield from self._say(said)
         if mark == CALL_OPEN and self._calls:
             self.in_call, self._held = True, self._held[at + len(mark) :]
         else:
-            self.stopped, self._dropped, self._held = True, len(self._held) - at, ""
+            self.stopped, self._dropped, self._held = True, len(self._held) - len(said), ""
 
     def _read_call(self) -> Iterator[Delta]:
         if self._call is None:
