@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from timestep.cli import people, running, service
+from timestep.cli import people, running, service, verifying
 from timestep.errors import TimestepError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ for command in (
     *(service.up, service.status, service.down),
     *(running.step, running.train, running.batch),
     *(people.show, people.approve, people.answer, people.settle, people.resume, people.cancel),
+    verifying.verify,
 ):
     app.command()(command)
 

@@ -1,0 +1,53 @@
+"""The command that lets other people's suites judge a running service: verify."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from timestep.cli.options import Home, Json, settings_of
+
+
+def verify(
+    url: Annotated[str | None, typer.Option(help="The service.  [default: the one on this machine]")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Run only this one; repeatable.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask.  [default: scripted where served]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most cases of bfcl, examples of schemathesis.")] = None,
+    seconds: Annotated[int | None, typer.Option(min=1, help="Length of the load profile.  [default: 120]")] = None,
+    key: Annotated[str | None, typer.Option(help="API key that may do everything.", envvar="TIMESTEP_KEY")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Run the suites that judge a service over HTTP, and print one table; exit code 1 where a check failed."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from timestep.verify.catalog import chosen
+    from timestep.verify.exceptions import Exceptions
+    from timestep.verify.table import show
+    from timestep.verify.target import find
+
+    settings = settings_of(home=home)
+    suites, exceptions = chosen(suite or []), Exceptions.load()
+    target = find(url or _running(settings), model, settings.embedding_model, key)
+    target = replace(target, limit=limit, seconds=seconds)
+    progress, results = Console(stderr=True, highlight=False), []
+    for one in suites:
+        progress.print(f"{one.name}: {one.about}", style="dim", soft_wrap=True)
+        result = one.run(target, settings.cache_dir / "verify")
+        results.append(exceptions.apply(result, scripted=target.scripted))
+    if as_json:
+        print(json.dumps([result.dump() for result in results]))
+    else:
+        show(results, Console(highlight=False))
+    if any(result.failures for result in results):
+        raise typer.Exit(1)
+
+
+def _running(settings: Any) -> str:
+    """Where this machine's service answers, or would."""
+    from deployments.local import status
+
+    state = status(settings)
+    return str(state.urls.api if state else settings.api_url)

@@ -1,0 +1,17 @@
+"""The suites by name, in the order in which they run."""
+
+from timestep.errors import NotFoundError
+from timestep.verify.programs import PytestSuite, Suite
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite
+    for suite in (PytestSuite("openai-python", "the official Python client over every endpoint", "openai_python"),)
+}
+
+
+def chosen(names: list[str]) -> list[Suite]:
+    """The suites of these names, all where there are none. NotFoundError: no such suite."""
+    for name in names:
+        if name not in SUITES:
+            raise NotFoundError("suite", name, list(SUITES))
+    return [suite for suite in SUITES.values() if not names or suite.name in names]

@@ -1,0 +1,85 @@
+"""Runs a suite's program in its environment and reads its report. Knows no suite by name."""
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from xml.etree import ElementTree
+
+from timestep.verify import environments, junit
+from timestep.verify.results import Check, Result, broken
+from timestep.verify.target import Target
+
+SHOWN = 800  # characters of what a program that failed has said last
+
+
+class Suite(Protocol):
+    """A suite; ``about`` in one line what it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> str: ...
+
+    def run(self, target: Target, cache: Path) -> Result:
+        """Judge the target; environments lie in ``cache``. UsageError: its environment can't be made."""
+        ...
+
+
+@dataclass(frozen=True)
+class PytestSuite:
+    """A folder of tests, run by pytest."""
+
+    name: str
+    about: str
+    folder: str
+    timeout: float = 1200
+
+    def run(self, target: Target, cache: Path) -> Result:
+        """As :class:`Suite`."""
+        python = environments.python_environment(self.name, cache)
+        folder = environments.SUITES / self.folder
+        with tempfile.TemporaryDirectory(prefix="verify-") as place:
+            report = Path(place, "report.xml")
+            command = [str(python), "-m", "pytest", str(folder), "--rootdir", str(folder), "-q", "--tb=short"]
+            command += ["-p", "no:cacheprovider", "--junitxml", str(report)]
+            command += ["--model", target.model, "--embedding-model", target.embedding_model]
+            return judged(self.name, command, report, target, self.timeout)
+
+
+def judged(suite: str, command: Sequence[str], report: Path, target: Target, timeout: float) -> Result:
+    """Run the command; its checks and figures as its report says (``.xml``: JUnit, ``.json``: ours)."""
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command,
+            cwd=report.parent,
+            env=environments.variables(target),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+        said = done.stdout.decode(errors="replace").strip()
+    except subprocess.TimeoutExpired as late:
+        said = f"It ran longer than {timeout:.0f} s. {(late.stdout or b'').decode(errors='replace')}".strip()
+    try:
+        checks, figures = _read(report)
+    except (OSError, ValueError, ElementTree.ParseError):
+        return broken(suite, said[-SHOWN:])
+    if not checks:
+        return broken(suite, f"It has checked nothing. {said[-SHOWN:]}")
+    return Result(suite, checks, time.monotonic() - started, figures)
+
+
+def _read(report: Path) -> tuple[list[Check], dict[str, Any]]:
+    if report.suffix == ".xml":
+        return junit.read(report), {}
+    written = json.loads(report.read_text())
+    return [Check(**check) for check in written["checks"]], dict(written.get("figures", {}))
