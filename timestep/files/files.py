@@ -29,6 +29,7 @@ ARRIVING, READY, LEAVING = "arriving", "ready", "leaving"
 # A file whose bytes were on their way to storage for so long lost its process.
 ABANDONED_AFTER = timedelta(days=1)
 LABEL_LENGTH = 512
+_ID = re.compile(r"file-[0-9a-f]{32}")
 # What no database takes, or no header: control characters, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -69,9 +70,9 @@ class Files:
     async def get(self, file_id: str) -> FileRow:
         """The file's row. NotFoundError: there is no such file, or it has expired."""
         async with self._database.session() as session:
-            row = await session.scalar(select(FileRow).where(FileRow.id == file_id, _visible()))
+            row = await session.scalar(select(FileRow).where(FileRow.id == _checked(file_id), _visible()))
         if row is None:
-            raise NotFoundError("file", file_id[:100])
+            raise NotFoundError("file", file_id)
         return row
 
     async def list(
@@ -102,7 +103,11 @@ class Files:
             NotFoundError: there is no such file.
             IntegrityError: these are not the bytes that were stored; said before the last piece is given.
         """
-        row = await self.get(file_id)
+        async for piece in self.read(await self.get(file_id), start, end):
+            yield piece
+
+    async def read(self, row: FileRow, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """As :meth:`open`, of a file whose row is at hand."""
         if start or end is not None:
             async for piece in self._store.stream_range(row.key, start, row.bytes if end is None else end):
                 yield piece
@@ -117,11 +122,16 @@ class Files:
 
     async def delete(self, file_id: str) -> None:
         """Removes the file. NotFoundError: there is no such file."""
-        gone = update(FileRow).where(FileRow.id == file_id, _visible()).values(state=LEAVING).returning(FileRow.id)
+        gone = (
+            update(FileRow)
+            .where(FileRow.id == _checked(file_id), _visible())
+            .values(state=LEAVING)
+            .returning(FileRow.id)
+        )
         async with self._database.session() as session:
             found = await session.scalar(gone)
         if found is None:
-            raise NotFoundError("file", file_id[:100])
+            raise NotFoundError("file", file_id)
         await self._drop(file_id)
 
     async def sweep(self, abandoned_after: timedelta = ABANDONED_AFTER) -> None:
@@ -185,6 +195,13 @@ async def clear(store: ObjectStore, prefix: str) -> None:
     async for found in store.list(prefix):
         with suppress(NotFoundError):  # another one was quicker
             await store.delete(found.key)
+
+
+def _checked(file_id: str) -> str:
+    """``file_id``, if it can be one: a database doesn't take every text."""
+    if not _ID.fullmatch(file_id):
+        raise NotFoundError("file", label(file_id)[:100])
+    return file_id
 
 
 def _visible() -> ColumnElement[bool]:
