@@ -1,11 +1,14 @@
 """The suites by name, in the order in which they run."""
 
 from timestep.errors import NotFoundError
-from timestep.verify.programs import PytestSuite, Suite
+from timestep.verify.programs import NodeSuite, PytestSuite, Suite
 
 SUITES: dict[str, Suite] = {
     suite.name: suite
-    for suite in (PytestSuite("openai-python", "the official Python client over every endpoint", "openai_python"),)
+    for suite in (
+        PytestSuite("openai-python", "the official Python client over every endpoint", "openai_python"),
+        NodeSuite("openai-js", "the official JavaScript client over every endpoint", "openai_js"),
+    )
 }
 
 

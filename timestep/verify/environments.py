@@ -76,6 +76,8 @@ def variables(target: Target) -> dict[str, str]:
         **loopback,
         "OPENAI_API_KEY": target.api_key,
         "OPENAI_BASE_URL": target.api,
+        "VERIFY_MODEL": target.model,
+        "VERIFY_EMBEDDING_MODEL": target.embedding_model,
         "PYTHONDONTWRITEBYTECODE": "1",
         "NO_COLOR": "1",
     }

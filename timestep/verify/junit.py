@@ -1,5 +1,6 @@
 """Reads JUnit reports, in which pytest, Node and Schemathesis alike say what came of each test."""
 
+import html
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,5 +26,5 @@ def _check(case: ElementTree.Element) -> Check:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(html.unescape(text).split())  # Node escapes twice
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -52,6 +52,25 @@ class PytestSuite:
             return judged(self.name, command, report, target, self.timeout)
 
 
+@dataclass(frozen=True)
+class NodeSuite:
+    """A folder of tests, run by Node."""
+
+    name: str
+    about: str
+    folder: str
+    timeout: float = 1200
+
+    def run(self, target: Target, cache: Path) -> Result:
+        """As :class:`Suite`."""
+        folder = environments.node_environment(self.folder, cache)
+        with tempfile.TemporaryDirectory(prefix="verify-") as place:
+            report = Path(place, "report.xml")
+            command = ["node", "--test", "--test-reporter=junit", f"--test-reporter-destination={report}"]
+            command += [str(file) for file in sorted(folder.glob("*.test.mjs"))]
+            return judged(self.name, command, report, target, self.timeout)
+
+
 def judged(suite: str, command: Sequence[str], report: Path, target: Target, timeout: float) -> Result:
     """Run the command; its checks and figures as its report says (``.xml``: JUnit, ``.json``: ours)."""
     started = time.monotonic()
