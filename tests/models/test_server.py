@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
 from tests.models.conftest import SMOLLM2, Server, cpu_seconds, wait_for
+from timestep.models.files import WORDLLAMA
 from timestep.models.request import ChatRequest
 
 OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
@@ -213,7 +214,7 @@ async def test_the_agents_sdk_runs_a_tool_over_it(streamed: bool, model_server: 
 
 
 def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == [SMOLLM2]
+    assert [model.id for model in client.models.list()] == [SMOLLM2, WORDLLAMA]
     assert client.models.retrieve(SMOLLM2).id == SMOLLM2
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")

@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 from tests.models.conftest import SMOLLM2, Server, calculator, calling, cpu_seconds, model_server, serve, wait_for
+from timestep.models.files import WORDLLAMA
 
 __all__ = ["calculator", "calling", "model_server", "serve"]
 
@@ -57,7 +58,7 @@ def test_errors_go_through(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="'functions' is not supported") as refused:
         client.chat.completions.create(model=SMOLLM2, messages=OCEAN, functions=[{"name": "now"}])
     assert (refused.value.param, refused.value.code) == ("functions", "unsupported_parameter")
-    assert [model.id for model in client.models.list()] == [SMOLLM2]
+    assert [model.id for model in client.models.list()] == [SMOLLM2, WORDLLAMA]
 
 
 def test_an_unknown_path_gets_openais_shape(public: Server) -> None:

@@ -40,10 +40,12 @@ class ModelRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     base: Mapped[str]
     promoted: Mapped[int | None]
+    # Its versions keep their numbers: a name never means other weights than it did.
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class ModelVersionRow(Base):
-    """A trained version of a model; never changed once written. ``file_size`` is in bytes."""
+    """A trained version of a model; never changed once written, but for its deletion. ``file_size`` is in bytes."""
 
     __tablename__ = "model_versions"
     __table_args__ = (UniqueConstraint("name", "origin", name="model_versions_name_origin_key"),)
@@ -57,6 +59,7 @@ class ModelVersionRow(Base):
     origin: Mapped[str | None]
     evaluation: Mapped[dict[str, Any]] = mapped_column(JSONB)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
 
 
 class StepRow(Base):

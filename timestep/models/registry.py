@@ -3,17 +3,19 @@
 The weights are objects in storage; a version holds the reference.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.references import Reference
 from timestep.database.engine import Database
 from timestep.database.models import ModelRow, ModelVersionRow
-from timestep.errors import NotFoundError
+from timestep.errors import ConflictError, NotFoundError
 
 
 class ModelVersion(BaseModel):
@@ -40,7 +42,9 @@ class ModelRegistry:
         """There is a model ``name``, and until a version is promoted it serves ``base``. Again changes the base."""
         row = insert(ModelRow).values(name=name, base=base)
         async with self._database.session() as session:
-            await session.execute(row.on_conflict_do_update(index_elements=["name"], set_={"base": base}))
+            await session.execute(
+                row.on_conflict_do_update(index_elements=["name"], set_={"base": base, "deleted_at": None})
+            )
 
     async def register(
         self, name: str, file: Reference, base: str, origin: str | None, evaluation: dict[str, Any]
@@ -49,7 +53,9 @@ class ModelRegistry:
         async with self._database.session() as session:
             await session.execute(insert(ModelRow).values(name=name, base=base).on_conflict_do_nothing())
             # The row's lock makes registrations of one model take turns: versions count up without gaps.
-            await session.execute(select(ModelRow.name).where(ModelRow.name == name).with_for_update())
+            row_of_model = await session.scalar(select(ModelRow).where(ModelRow.name == name).with_for_update())
+            assert row_of_model is not None
+            row_of_model.deleted_at = None
             of_model = select(ModelVersionRow).where(ModelVersionRow.name == name)
             made = origin and await session.scalar(of_model.where(ModelVersionRow.origin == origin))
             if made:
@@ -80,14 +86,14 @@ class ModelRegistry:
         if instead_of != "any":
             change = change.where(ModelRow.promoted.is_not_distinct_from(instead_of))
         async with self._database.session() as session:
-            if await session.get(ModelVersionRow, (name, version)):  # versions are never deleted
+            if await session.scalar(_there(name, version).with_for_update(read=True)):  # nobody deletes it meanwhile
                 changed = await session.scalar(change.values(promoted=version).returning(ModelRow.name))
                 return changed is not None
         raise await self._absent(name, version)
 
     async def promoted(self, name: str) -> ModelVersion | None:
         """The version that ``name`` serves; None while that is its base, and for a model nobody declared."""
-        served = select(ModelVersionRow).join(
+        served = _there().join(
             ModelRow, (ModelRow.name == ModelVersionRow.name) & (ModelRow.promoted == ModelVersionRow.version)
         )
         async with self._database.session() as session:
@@ -97,24 +103,57 @@ class ModelRegistry:
     async def get(self, name: str, version: int) -> ModelVersion:
         """One version. NotFoundError where there is none."""
         async with self._database.session() as session:
-            row = await session.get(ModelVersionRow, (name, version))
+            row = await session.scalar(_there(name, version))
         if row is None:
             raise await self._absent(name, version)
         return _version(row)
 
-    async def versions(self, name: str) -> list[ModelVersion]:
-        """Every version of ``name``, oldest first."""
+    async def versions(self, name: str | None = None) -> list[ModelVersion]:
+        """Every version of ``name``, or of all models, oldest first."""
         async with self._database.session() as session:
-            rows = await session.scalars(
-                select(ModelVersionRow).where(ModelVersionRow.name == name).order_by(ModelVersionRow.version)
-            )
+            rows = await session.scalars(_there(name).order_by(ModelVersionRow.name, ModelVersionRow.version))
             return [_version(row) for row in rows]
 
     async def names(self) -> dict[str, str]:
         """Every model, with its base."""
         async with self._database.session() as session:
-            rows = await session.execute(select(ModelRow.name, ModelRow.base).order_by(ModelRow.name))
-            return {row.name: row.base for row in rows}
+            known = select(ModelRow.name, ModelRow.base).where(ModelRow.deleted_at.is_(None))
+            return {row.name: row.base for row in await session.execute(known.order_by(ModelRow.name))}
+
+    async def delete(self, name: str, version: int) -> list[Reference]:
+        """There is no such version any more, and never will be one of its number; the files that nobody needs now.
+
+        Raises:
+            NotFoundError: there is no such version.
+            ConflictError: it is the promoted one.
+        """
+        async with self._database.session() as session:
+            model = await session.scalar(select(ModelRow).where(ModelRow.name == name).with_for_update())
+            row = await session.scalar(_there(name, version).with_for_update())
+            if model and row and model.promoted == version:
+                raise ConflictError(
+                    f"Version '{name}@{version}' is the one that '{name}' serves. Promote another first."
+                )
+            if row:
+                row.deleted_at = func.now()
+                return await _unneeded(session, [row])
+        raise await self._absent(name, version)
+
+    async def delete_model(self, name: str) -> list[Reference]:
+        """There is no model ``name`` any more, until it is declared anew or trained; the files that nobody needs now.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        async with self._database.session() as session:
+            known = select(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at.is_(None))
+            if model := await session.scalar(known.with_for_update()):
+                model.promoted, model.deleted_at = None, func.now()
+                rows = list(await session.scalars(_there(name).with_for_update()))
+                for row in rows:
+                    row.deleted_at = func.now()
+                return await _unneeded(session, rows)
+        raise NotFoundError("model", name, await self.names())
 
     async def _absent(self, name: str, version: int) -> NotFoundError:
         names = await self.names()
@@ -123,6 +162,23 @@ class ModelRegistry:
         return NotFoundError(
             "model", f"{name}@{version}", [f"{name}@{made.version}" for made in await self.versions(name)]
         )
+
+
+def _there(name: str | None = None, version: int | None = None) -> Select[tuple[ModelVersionRow]]:
+    """Versions that are not deleted."""
+    found = select(ModelVersionRow).where(ModelVersionRow.deleted_at.is_(None))
+    if name is not None:
+        found = found.where(ModelVersionRow.name == name)
+    return found if version is None else found.where(ModelVersionRow.version == version)
+
+
+async def _unneeded(session: AsyncSession, deleted: Sequence[ModelVersionRow]) -> list[Reference]:
+    """The files of the deleted versions that are no other version's: equal weights are one object."""
+    await session.flush()
+    keys = {row.file_key: Reference(key=row.file_key, sha256=row.file_sha256, size=row.file_size) for row in deleted}
+    others = select(ModelVersionRow.file_key).where(ModelVersionRow.deleted_at.is_(None))
+    needed = set(await session.scalars(others.where(ModelVersionRow.file_key.in_(keys))))
+    return [reference for key, reference in keys.items() if key not in needed]
 
 
 def _version(row: ModelVersionRow) -> ModelVersion:

@@ -4,7 +4,16 @@ import json
 import re
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from timestep.models.generation import Options
 
@@ -31,7 +40,34 @@ def _is_call(call: Any) -> bool:
 
 Message = Annotated[dict[str, Any], AfterValidator(_shaped)]
 Stops = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value or [])]
-Token = Annotated[int, Field(ge=0)]
+
+
+def _texts(given: Any) -> list[Any]:
+    """Each of the texts, or of the lists of tokens, of a prompt or an input."""
+    given = "" if given is None else given
+    alone = isinstance(given, str) or (isinstance(given, list) and given and all(map(_is_token, given)))
+    every = [given] if alone else given
+    if not isinstance(every, list) or not all(map(_is_text, every)):
+        raise ValueError("must be a text, its tokens, or a list of either")
+    return every
+
+
+def _is_text(one: Any) -> bool:
+    return isinstance(one, str) or (isinstance(one, list) and all(map(_is_token, one)))
+
+
+def _is_token(one: Any) -> bool:
+    return type(one) is int and 0 <= one < 2**31
+
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_EITHER = {"anyOf": [{"type": "string"}, _TOKENS]}
+Texts = Annotated[
+    list[str | list[int]],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [*_EITHER["anyOf"], {"type": "array", "items": _EITHER, "minItems": 1}]}),
+]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -156,9 +192,9 @@ class ChatRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """The body of POST /v1/completions. ``prompt``: a text or its tokens, or a list of either."""
+    """The body of POST /v1/completions."""
 
-    prompt: str | list[Token] | list[str] | list[list[Token]] | None = None
+    prompt: Texts = Field([""], min_length=1, validate_default=True)
     max_tokens: int | None = Field(None, ge=0)
     best_of: int | None = None
     echo: bool | None = None
@@ -168,21 +204,9 @@ class CompletionRequest(GenerationRequest):
     def _possible(self) -> "CompletionRequest":
         if self.best_of not in (None, self.n or 1):
             raise ValueError("'best_of' is not supported beyond 'n'. Leave it out.")
-        if self.prompt == []:
-            raise ValueError("'prompt' must have at least one text.")
-        if len(self.prompts) * (self.n or 1) > MOST_CHOICES:
+        if len(self.prompt) * (self.n or 1) > MOST_CHOICES:
             raise ValueError(f"'prompt' and 'n' make more than {MOST_CHOICES} choices.")
         return self
-
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        """Each of the prompts; an absent one is an empty text."""
-        match self.prompt:
-            case None:
-                return [""]
-            case str() | [int(), *_]:
-                return [cast(str | list[int], self.prompt)]
-        return list(cast(list[str | list[int]], self.prompt))
 
     def _options(self) -> Options:
         options = super()._options()
@@ -190,3 +214,19 @@ class CompletionRequest(GenerationRequest):
         if self.logprobs is not None:
             options["logprobs"] = self.logprobs
         return options
+
+
+class EmbeddingRequest(Body):
+    """The body of POST /v1/embeddings. ``model`` left out: the one that the settings name."""
+
+    model: str | None = None
+    input: Texts = Field(min_length=1, max_length=2048)
+    dimensions: int | None = Field(None, ge=1)
+    encoding_format: Literal["float", "base64"] | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _filled(cls, given: list[str | list[int]]) -> list[str | list[int]]:
+        if not all(given):
+            raise ValueError("must have no empty text")
+        return given

@@ -8,11 +8,12 @@ smollm2-135m-…      a base model: a built-in one, or the one that the settings
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from storage.store import ObjectStore
-from timestep.errors import NotFoundError
-from timestep.models.files import BUILT_IN, SCRIPTED, local_file, own_path
+from timestep.errors import NotFoundError, UsageError
+from timestep.models.files import BUILT_IN, SCRIPTED, embedder_names, local_file, own_path
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
@@ -42,8 +43,38 @@ class ModelRouter:
         self._settings, self._registry, self._store = settings, registry, store
 
     async def names(self) -> list[str]:
-        """Every name that resolves, versions apart."""
-        return [*(f"{PREFIX}{name}" for name in await self._declared()), *self._bases()]
+        """Every name that can be asked for; versions behind the rest."""
+        return [name for name, _ in await self.listed()]
+
+    async def listed(self) -> list[tuple[str, datetime | None]]:
+        """Every name, and when it was made, where that is known."""
+        models = [f"{PREFIX}{name}" for name in await self._declared()]
+        versions = await self._registry.versions() if self._registry else []
+        return [
+            *((name, None) for name in [*models, *self._bases(), *embedder_names(self._settings)]),
+            *((f"{PREFIX}{made.name}@{made.version}", made.created_at) for made in versions),
+        ]
+
+    async def delete(self, model: str) -> None:
+        """Delete a trained version, or a model with all of its versions, and their files.
+
+        Raises:
+            NotFoundError: no such model or version.
+            UsageError: it is a base, which nobody here made.
+            ConflictError: it is the version that its model serves.
+        """
+        name, at, version = model.removeprefix(PREFIX).partition("@")
+        if self._registry is None or name not in await self._declared():
+            if not at and name in [*self._bases(), *embedder_names(self._settings)]:
+                raise UsageError(f"Model '{name}' was not trained here, and can't be deleted.")
+            raise NotFoundError("model", model, await self.names())
+        if at:
+            unneeded = await self._registry.delete(name, (await self._version(name, version)).version)
+        else:
+            unneeded = await self._registry.delete_model(name)
+        if self._store:
+            for reference in unneeded:
+                await self._store.delete(reference.key)
 
     async def resolve(self, model: str) -> Served:
         """What serves ``model`` now. NotFoundError: no such model or version; ModelFileError: its file is bad."""
@@ -58,6 +89,8 @@ class ModelRouter:
             return await (self._serve(promoted) if promoted else self._base(declared[name]))
         if not at and name in self._bases():
             return await self._base(name)
+        if not at and name in embedder_names(self._settings):
+            raise UsageError(f"Model '{name}' makes embeddings, and can't be asked for anything else.")
         raise NotFoundError("model", model, await self.names())
 
     async def _version(self, name: str, version: str) -> ModelVersion:

@@ -3,22 +3,25 @@
 import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 
 from storage.store import ObjectStore
 from timestep.database.engine import Database
 from timestep.models.answers import Answer
 from timestep.models.completion import Completion
+from timestep.models.embedding import Embedders
 from timestep.models.endpoints import STEP_HEADER
 from timestep.models.engines import EnginePool
 from timestep.models.errors import install_error_handlers
+from timestep.models.files import embedder_names
 from timestep.models.registry import ModelRegistry
-from timestep.models.request import ChatRequest, CompletionRequest
-from timestep.models.routing import SERVED_HEADER, ModelRouter
+from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest
+from timestep.models.routing import PREFIX, SERVED_HEADER, ModelRouter
 from timestep.models.text_completion import TextCompletion
 from timestep.settings import Settings, load_settings
 
@@ -32,12 +35,15 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(settings.database_url) if settings.database_url else None
         registry = ModelRegistry(database) if database else None
+        app.state.settings = settings
         app.state.router = ModelRouter(settings, registry, ObjectStore.open(settings.storage))
+        app.state.embedders = Embedders(settings)
         app.state.engines = EnginePool(settings.context_length, settings.cores, limit=settings.queue_limit)
         try:
             yield
         finally:
             app.state.engines.close()
+            app.state.embedders.close()
             if database:
                 await database.close()
 
@@ -49,22 +55,33 @@ def create_app(settings: Settings) -> FastAPI:
 
 @api.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Ready, and which model files are in memory."""
-    return {"status": "ok", "loaded": [path.name for path in request.app.state.engines.loaded]}
+    """Ready, which model files are in memory, and how many generations wait."""
+    pool: EnginePool = request.app.state.engines
+    return {"status": "ok", "loaded": [path.name for path in pool.loaded], "waiting": pool.waiting}
 
 
 @api.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """Every model's name, in OpenAI's shape."""
-    names = await request.app.state.router.names()
-    return {"object": "list", "data": [_model(name) for name in names]}
+    """Every model, in OpenAI's shape."""
+    listed = await request.app.state.router.listed()
+    return {"object": "list", "data": [_model(name, created) for name, created in listed]}
 
 
 @api.get("/v1/models/{name:path}")
 async def get_model(name: str, request: Request) -> dict[str, Any]:
     """One model: ``served`` is what answers for it now."""
-    served = await request.app.state.router.resolve(name)
-    return {**_model(name), "served": served.name}
+    router: ModelRouter = request.app.state.router
+    bare = name.removeprefix(PREFIX)
+    served = bare if bare in embedder_names(request.app.state.settings) else (await router.resolve(name)).name
+    known = dict(await router.listed())
+    return {**_model(name, known.get(name)), "served": served}
+
+
+@api.delete("/v1/models/{name:path}")
+async def delete_model(name: str, request: Request) -> dict[str, Any]:
+    """Delete a trained version, or a model with all of its versions."""
+    await request.app.state.router.delete(name)
+    return {"id": name, "object": "model", "deleted": True}
 
 
 @api.post("/v1/chat/completions")
@@ -89,17 +106,26 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     engine = await pool.get(served.path)
     pool.admit(always=STEP_HEADER in request.headers)
     generations = [
-        engine.complete(prompt, echo=bool(body.echo), **options)
-        for prompt in body.prompts
-        for options in body.choices()
+        engine.complete(prompt, echo=bool(body.echo), **options) for prompt in body.prompt for options in body.choices()
     ]
-    shape = TextCompletion(served.name, generations, len(body.prompts))
+    shape = TextCompletion(served.name, generations, len(body.prompt))
     answer = Answer(pool, generations, shape, {SERVED_HEADER: served.name})
     return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "timestep"}
+@api.post("/v1/embeddings")
+async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    """The vectors of texts."""
+    embedders: Embedders = request.app.state.embedders
+    name = embedders.meant(body.model)
+    found = await embedders.embed(name, body.input, body.dimensions)
+    answer = found.wire(name, body.encoding_format or "float")
+    return JSONResponse(answer, headers={SERVED_HEADER: name})
+
+
+def _model(name: str, created: datetime | None) -> dict[str, Any]:
+    made = int(created.timestamp()) if created else 0
+    return {"id": name, "object": "model", "created": made, "owned_by": "timestep"}
 
 
 def main() -> None:

@@ -148,7 +148,13 @@ def _keys() -> None:
     op.create_table("rates", _key("key_id"), sa.Column("left", sa.Float(), nullable=False), _time("at", now=True))
 
 
+def _models() -> None:
+    for table in ("models", "model_versions"):
+        op.add_column(table, _time("deleted_at"))
+
+
 def upgrade() -> None:
+    _models()
     _files()
     _responses()
     _tasks()
