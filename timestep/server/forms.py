@@ -34,6 +34,11 @@ class Form:
     filename: str
     fields: dict[str, str]
 
+    def refuse_fields(self) -> None:
+        """NotSupportedError: it has a field beside the file."""
+        for name in self.fields:
+            raise NotSupportedError(name[:100])
+
 
 @asynccontextmanager
 async def read_form(request: Request, store: ObjectStore, carrier: str) -> AsyncIterator[Form]:

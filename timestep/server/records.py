@@ -2,7 +2,8 @@
 
 They are made once Prefect's server answers: importing its client takes a second of processor time, which the service's
 start has better use for. From then on it also keeps house: steps that died are started again, those for which all
-is decided go on, traces of those cancelled while they waited are completed, old events go.
+is decided go on, traces of those cancelled while they waited are completed, old events and expired
+files go.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
 TRACE_SECONDS = 10.0
 PRUNE_SECONDS = 600.0
+FILES_SECONDS = 60.0
 CLOSE_SECONDS = 2.0
 
 
@@ -102,7 +104,15 @@ class Housekeeper:
     def _open_store(self) -> ObjectStore:
         from storage.store import ObjectStore
 
-        return ObjectStore.open(self._settings.storage)
+        return ObjectStore.open(self._settings.storage, self._settings.home / "spool")
+
+    async def _sweep_files(self) -> None:
+        from timestep.files import Files
+        from timestep.files.uploads import Uploads
+
+        shelves = await self.shelves()
+        await Files(shelves.database, shelves.store).sweep()
+        await Uploads(shelves.database, shelves.store).sweep()
 
     def leave(self) -> None:
         """Have every stream end soon, so that nobody need wait for it; from any thread, and from a signal's handler."""
@@ -126,7 +136,8 @@ class Housekeeper:
     async def _keep_house(self, database_url: str) -> None:
         while not await _answers(self._settings.prefect_api):
             await asyncio.sleep(0.5)
-        for module in ("timestep.steps", "timestep.agents.record.event_feed", "timestep.repair"):
+        modules = ("timestep.steps", "timestep.agents.record.event_feed", "timestep.repair", "timestep.files.uploads")
+        for module in modules:
             await asyncio.to_thread(importlib.import_module, module)
         from prefect.client.orchestration import PrefectClient
 
@@ -146,6 +157,7 @@ class Housekeeper:
                     _every(SWEEP_SECONDS, lambda: steps.sweep(client, database)),
                     _every(TRACE_SECONDS, traces.complete),
                     _every(PRUNE_SECONDS, lambda: prune_events(database)),
+                    _every(FILES_SECONDS, self._sweep_files),
                 )
         finally:
             await feed.close()
