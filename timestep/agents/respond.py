@@ -25,11 +25,10 @@ from timestep.agents.responses.objects import ended, skeleton, usage_of
 from timestep.agents.responses.request import EARLIER, ResponseRequest, checked
 from timestep.agents.responses.request import check as check  # where batches look for it
 from timestep.agents.responses.request import of_step as of_step
+from timestep.agents.responses.where import answering
 from timestep.agents.types import StepOutput
 from timestep.errors import NotSupportedError
 from timestep.models import endpoints
-from timestep.models.providers import listed_models
-from timestep.models.routing import PREFIX
 from timestep.settings import Settings
 
 RAW = "responses"  # the agent of steps that no agent answers, but a model alone
@@ -148,27 +147,15 @@ class ChatModel(Model):
         return get_openai_retry_advice(request)
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
-        endpoint, name = await self._where()
+        endpoint, name = await answering(self.model, self._settings, of_step=True)
         body = chat_body(self._request, self._items) | {"model": name}
-        # The model server never tells a step to come back later.
-        headers = {"timestep-step": self._step_id}
         client = endpoints.client(endpoint, max_retries=0)
-        stream = await client.chat.completions.create(**body, extra_headers=headers)
+        stream = await client.chat.completions.create(**body)
         try:
             async for chunk in stream:
                 yield chunk.model_dump(mode="json")
         finally:
             await stream.close()
-
-    async def _where(self) -> tuple[endpoints.Endpoint, str]:
-        """Who is asked, and the model's name there: what the model server lists wins."""
-        server = endpoints.model_server(self._settings)
-        if self.model.startswith(PREFIX):
-            return server, self.model
-        listed = await listed_models(server.base_url.removesuffix("/v1"))
-        if self.model.partition("@")[0] in {name.removeprefix(PREFIX) for name in listed}:
-            return server, self.model
-        return endpoints.provider(self.model, self._settings) or (server, self.model)
 
 
 def _settings(request: ResponseRequest, items: list[Item]) -> ModelSettings:

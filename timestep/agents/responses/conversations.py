@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from timestep.agents.responses.items import Item
 from timestep.database.engine import Database
@@ -26,21 +27,25 @@ async def history(database: Database, conversation_id: str) -> list[Item]:
 
 
 async def append(database: Database, conversation_id: str, items: Sequence[Item]) -> list[Item]:
-    """Add items, all or none; those whose ids are there already are left as they are. Returns what was added.
+    """Add items in a transaction of their own; see :func:`add`. ServiceUnavailableError: the database is away."""
+    async with database.session() as session:
+        return await add(session, conversation_id, items)
+
+
+async def add(session: AsyncSession, conversation_id: str, items: Sequence[Item]) -> list[Item]:
+    """Add items; those whose ids are there already are left as they are. Returns what was added.
 
     Raises:
         NotFoundError: there is no such conversation (any more).
-        ServiceUnavailableError: the database is away.
     """
-    async with database.session() as session:
-        # Two that add at the same time do so one after the other, so that the items of each stay together.
-        found = select(ConversationRow.id).where(ConversationRow.id == conversation_id).with_for_update()
-        if await session.scalar(found) is None:
-            raise NotFoundError("conversation", conversation_id)
-        added: list[Item] = []
-        for item in items:
-            row = {"conversation_id": conversation_id, "id": item["id"], "item": item}
-            done = insert(ConversationItemRow).values(row).on_conflict_do_nothing().returning(ConversationItemRow.id)
-            if await session.scalar(done) is not None:
-                added.append(item)
-        return added
+    # Two that add at the same time do so one after the other, so that the items of each stay together.
+    found = select(ConversationRow.id).where(ConversationRow.id == conversation_id).with_for_update()
+    if await session.scalar(found) is None:
+        raise NotFoundError("conversation", conversation_id)
+    added: list[Item] = []
+    for item in items:
+        row = {"conversation_id": conversation_id, "id": item["id"], "item": item}
+        done = insert(ConversationItemRow).values(row).on_conflict_do_nothing().returning(ConversationItemRow.id)
+        if await session.scalar(done) is not None:
+            added.append(item)
+    return added

@@ -1,0 +1,67 @@
+"""A step's events, folded into those of its response: the same for everyone who asks, however often."""
+
+from timestep.agents.record.events import GAP
+from timestep.agents.record.events import Event as StepEvent
+from timestep.agents.responses.events import Event, Narrator
+from timestep.agents.responses.items import Item
+
+
+class StepFold:
+    """Tells through ``narrator`` what a step's events say of its answer.
+
+    A model call that is begun anew, after a crash, says its words anew: as long as they are those that were told, none
+    is told twice; where they are others, the message so far is given up and another begun.
+    """
+
+    def __init__(self, narrator: Narrator) -> None:
+        self._narrator = narrator
+        self._position: str | None = None
+        self._told = self._heard = ""
+        self._gap = False
+
+    def events(self, event: StepEvent) -> list[Event]:
+        """What is new by this event."""
+        if event.type == "step.started" and self._position is None and self._narrator.response["status"] == "queued":
+            self._narrator.response = {**self._narrator.response, "status": "in_progress"}
+            return [self._narrator.state()]
+        # Calls of agents that serve as tools are below those of the step's own run.
+        if event.position is None or event.position.count("/") != 1:
+            return []
+        match event.type:
+            case "call.started" if event.position != self._position:
+                self._position, self._told, self._heard, self._gap = event.position, "", "", False
+                return self._narrator.close()
+            case "call.restarted" if event.position == self._position:
+                self._heard, self._gap = "", False
+            case _ if event.type == GAP:
+                self._gap = True
+            case "output_text.delta" if not self._gap:
+                return self._say(str(event.data["delta"]))
+        return []
+
+    def rest(self, output: list[Item]) -> list[Event]:
+        """What of the whole ``output`` was not told yet."""
+        told = [_words(item) for item in self._narrator.output if item["status"] == "completed"]
+        events: list[Event] = []
+        for item in output:
+            if item["type"] == "message" and _words(item) in told:
+                told.remove(_words(item))
+            else:
+                events += self._narrator.whole(item)
+        return events + self._narrator.close()
+
+    def _say(self, delta: str) -> list[Event]:
+        self._heard += delta
+        if self._told.startswith(self._heard):
+            return []
+        if not self._heard.startswith(self._told):
+            events = self._narrator.close("message", status="incomplete")
+            self._told = self._heard
+            return [*events, *self._narrator.text(self._heard)]
+        new, self._told = self._heard[len(self._told) :], self._heard
+        return self._narrator.text(new)
+
+
+def _words(item: Item) -> str | None:
+    """A message's text; other items have none."""
+    return "".join(part.get("text", "") for part in item["content"]) if item["type"] == "message" else None

@@ -1,5 +1,0 @@
-"""/v1/responses."""
-
-from fastapi import APIRouter
-
-router = APIRouter()

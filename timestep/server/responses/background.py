@@ -1,0 +1,187 @@
+"""A response that is a step: its object is a view of the flow run, its stream a fold of the step's events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any
+
+from timestep.agents.responses.events import Event, Narrator
+from timestep.agents.responses.items import Item
+from timestep.agents.responses.objects import ENDED, failed, skeleton
+from timestep.agents.responses.request import AGENT
+from timestep.agents.responses.told import StepFold
+from timestep.errors import ConflictError, NotFoundError
+from timestep.server import ids
+from timestep.server.records import Records
+from timestep.server.responses.stored import Stored
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+PREFIX, KIND = "resp_", "response"
+POLL_SECONDS = 0.1
+END_SECONDS = 30.0  # from a step's last event to its state in Prefect, at most
+PRUNED_SECONDS = 3600.0  # after which the words of a step are only in its output
+
+
+async def start(records: Records, body: dict[str, Any], earlier: list[Item]) -> Stored:
+    """Have a step answer the request. ServiceUnavailableError: Prefect's server is away."""
+    from timestep import runs
+    from timestep.agents import respond
+    from timestep.steps.views import answering
+
+    asked = respond.parameters(body, earlier)
+    async with answering(records.client):
+        run = await runs.start(records.client, "step/step", asked, tags=[respond.TAG])
+    return await _view(records, run)
+
+
+async def load(records: Records, name: str) -> Stored:
+    """The response as its step stands. NotFoundError: there is none of that id."""
+    return await _view(records, await _run(records, name))
+
+
+async def cancel(records: Records, name: str) -> Stored:
+    """Have its step stopped; one that has ended is left as it is."""
+    from timestep import steps
+
+    run = await _run(records, name)
+    if (await _view(records, run)).response["status"] not in ENDED:
+        with suppress(ConflictError):  # it ended just now
+            await steps.cancel(records.client, records.database, run.id)
+    stored = await load(records, name)
+    # Its process, where it has one, takes a moment to end, and answers nothing any more.
+    if stored.response["status"] not in ENDED:
+        stored.response["status"] = "cancelled"
+    return stored
+
+
+async def delete(records: Records, name: str) -> None:
+    """Forget the step: its run, its units and its events. ConflictError: it did not end in time to be deleted."""
+    from sqlalchemy import delete as delete_rows
+
+    from timestep.database.models import EventRow, StepRow
+    from timestep.steps.views import answering
+
+    run = await _run(records, name)
+    await cancel(records, name)
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await ended(records, name)
+    except TimeoutError:
+        raise ConflictError(f"Response '{name}' is still being cancelled. Try again.") from None
+    async with answering(records.client):
+        await records.client.delete_flow_run(run.id)
+    async with records.database.session() as session:
+        await session.execute(delete_rows(EventRow).where(EventRow.step_id == str(run.id)))
+        await session.execute(delete_rows(StepRow).where(StepRow.id == str(run.id)))
+
+
+def is_step(name: str, response: dict[str, Any]) -> bool:
+    """Whether a step answers it, or did."""
+    return bool(response["background"]) or str(response["model"]).startswith(AGENT)
+
+
+async def narrate(records: Records, name: str, after: int | None, *, wanted: bool = True) -> AsyncGenerator[Event]:
+    """The response's events with sequence numbers above ``after``, as they come, to its end.
+
+    They are the same whenever and wherever they are asked for, since they follow from the step's events. One that is
+    not ``wanted`` is cancelled where its reader leaves.
+    """
+    run = await _run(records, name)
+    narrator = Narrator(_begun(run))
+    since = -1 if after is None else after
+    try:
+        async with aclosing(_narrated(records, run, narrator)) as events:
+            async for event in events:
+                if event["sequence_number"] > since:
+                    yield event
+    except (GeneratorExit, asyncio.CancelledError):
+        if not wanted:
+            await cancel(records, name)
+        raise
+    last = narrator.state()
+    if last["sequence_number"] <= since and _long_ago(narrator.response):
+        last["sequence_number"] = since + 1  # there were more events before it than can be told now
+    if last["sequence_number"] > since:
+        yield last
+
+
+async def _narrated(records: Records, run: FlowRun, narrator: Narrator) -> AsyncGenerator[Event]:
+    """All events but the last, which ``narrator`` knows then."""
+    from timestep import steps
+
+    async def over() -> dict[str, Any] | None:
+        return await steps.ended(records.client, run.id)
+
+    yield narrator.state("created")
+    yield narrator.state("queued")
+    fold = StepFold(narrator)
+    async with aclosing(records.feed.watch(str(run.id), 0, over)) as happened:
+        async for one in happened:
+            for event in fold.events(one):
+                yield event
+    stored = await ended(records, ids.object_id(PREFIX, run.id))
+    for event in fold.rest(stored.response["output"]):
+        yield event
+    narrator.response = stored.response
+
+
+async def ended(records: Records, name: str) -> Stored:
+    """The response once Prefect knows of its end, which is a moment after the step's last event."""
+    while True:
+        stored = await load(records, name)
+        if stored.response["status"] in ENDED:
+            return stored
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _long_ago(response: dict[str, Any]) -> bool:
+    at: float = response["completed_at"] or response["created_at"]
+    return time.time() - at > PRUNED_SECONDS
+
+
+async def _run(records: Records, name: str) -> FlowRun:
+    from timestep.steps import read
+
+    try:
+        run = await read(records.client, ids.run_id(PREFIX, name, KIND))
+    except NotFoundError:
+        raise NotFoundError(KIND, name) from None
+    if not (run.parameters.get("inference") or {}).get("request"):
+        raise NotFoundError(KIND, name)
+    return run
+
+
+def _begun(run: FlowRun) -> dict[str, Any]:
+    from timestep.agents import respond
+
+    asked = respond.of_step(run.parameters["inference"]["request"])
+    created = run.created.timestamp() if run.created else 0.0
+    return skeleton(asked, ids.object_id(PREFIX, run.id), created, "queued")
+
+
+async def _view(records: Records, run: FlowRun) -> Stored:
+    from timestep import runs
+    from timestep.agents import respond
+    from timestep.agents.types import StepOutput
+    from timestep.steps import StepStatus
+    from timestep.steps.views import error_of, status_of
+
+    body = run.parameters["inference"]["request"]
+    begun = _begun(run)
+    status = status_of(run, [])
+    if status is StepStatus.SUCCEEDED:
+        output = StepOutput.model_validate(await runs.result(run, records.storage_url))
+        completed = run.end_time.timestamp() if run.end_time else None
+        begun = respond.response(body, output, begun["created_at"], completed)
+    elif status is StepStatus.FAILED:
+        begun = failed(begun, await error_of(run, records.storage_url) or "The step failed.")
+    elif status is StepStatus.CANCELLED:
+        begun["status"] = "cancelled"
+    elif status is not StepStatus.NOT_STARTED:
+        begun["status"] = "in_progress"
+    return Stored(begun, body["input"])

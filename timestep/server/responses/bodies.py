@@ -1,0 +1,37 @@
+"""JSON bodies of requests that are judged by hand: read, and documented."""
+
+import json
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from timestep.errors import UsageError
+from timestep.server.documented import json_body
+
+
+async def json_object(request: Request) -> dict[str, Any]:
+    """The request's body. UsageError: it is no JSON object."""
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise UsageError("The body is no JSON object.")
+    return body
+
+
+def schema_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """``openapi_extra`` of a route whose body is a ``model``, with all that it refers to written out."""
+    schema = model.model_json_schema()
+    return json_body(_inlined(schema, schema.pop("$defs", {})), required=required)
+
+
+def _inlined(value: Any, known: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_inlined(one, known) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(reference := value.get("$ref"), str):
+        return _inlined(known[reference.rpartition("/")[2]], known)
+    return {name: _inlined(one, known) for name, one in value.items()}

@@ -1,0 +1,106 @@
+"""POST /v1/responses: where an answer comes from, and what was said before."""
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from timestep.agents.responses.items import Item, complete
+from timestep.agents.responses.objects import ENDED
+from timestep.agents.responses.request import ResponseRequest, checked
+from timestep.errors import NotFoundError, ParameterError, RunFailedError
+from timestep.models.disconnect import ClientGone, unless_gone
+from timestep.server.agents import roster
+from timestep.server.records import Housekeeper, Records
+from timestep.server.responses import foreground, lookup, stored, streams
+
+
+async def create(request: Request, body: dict[str, Any]) -> Response:
+    """The answer to a request, which is checked first.
+
+    Raises:
+        ParameterError, NotSupportedError: what of the request can't be meant, or isn't implemented.
+        NotFoundError: no such agent, response or conversation.
+        ServiceUnavailableError: a part of the service is away.
+    """
+    asked = checked(body)
+    earlier = await _earlier(request, asked)
+    items = _referred(complete(asked.input), earlier)
+    if not earlier and not items:
+        raise ParameterError("input", "is missing. Say what is to be answered.")
+    if asked.background or asked.agent is not None:
+        return await _by_step(request, asked, {**body, "input": items}, earlier)
+    return await foreground.answer(request, await _turn(request, asked, earlier, items))
+
+
+async def _turn(request: Request, asked: ResponseRequest, earlier: list[Item], items: list[Item]) -> foreground.Turn:
+    housekeeper: Housekeeper = request.app.state.housekeeper
+    # Without a database nothing is kept, unless the client insists: then it is told why it can't be.
+    known = request.app.state.settings.database_url is not None
+    store = asked.store is not False and (known or asked.store is True)
+    keeps = store or asked.conversation_id is not None
+    database = (await housekeeper.shelves()).database if keeps else None
+
+    async def keep(response: dict[str, Any]) -> None:
+        if database is not None:
+            await stored.save(database, asked, response, earlier, items)
+
+    return foreground.Turn(asked, [*earlier, *items], store, keeps, keep)
+
+
+async def _by_step(request: Request, asked: ResponseRequest, body: dict[str, Any], earlier: list[Item]) -> Response:
+    """Answered by a step, which goes on whatever becomes of this server; watched here unless in the background."""
+    from timestep.server.responses import background
+
+    if asked.agent is not None:
+        names = [one.id for one in (await roster(request)).agents]
+        if asked.agent not in names:
+            raise NotFoundError("agent", asked.agent, names)
+    records = await request.app.state.housekeeper.records()
+    begun = (await background.start(records, body, earlier)).response
+    if asked.stream:
+        return streams.live(request, background.narrate(records, begun["id"], None, wanted=bool(asked.background)))
+    if asked.background:
+        return JSONResponse(begun)
+    return await _waited(request, records, begun["id"])
+
+
+async def _waited(request: Request, records: Records, id: str) -> Response:
+    from timestep.server.responses import background
+
+    try:
+        response = (await unless_gone(request, background.ended(records, id))).response
+    except ClientGone:
+        await background.cancel(records, id)
+        return Response(status_code=499)
+    if response["status"] == "failed":
+        raise RunFailedError(response["error"]["message"])
+    return JSONResponse(response)
+
+
+async def _earlier(request: Request, asked: ResponseRequest) -> list[Item]:
+    """What was said before: in the conversation, or by the responses that lead to this one."""
+    if asked.conversation_id is not None:
+        from timestep.agents.responses import conversations
+
+        housekeeper: Housekeeper = request.app.state.housekeeper
+        return await conversations.history((await housekeeper.shelves()).database, asked.conversation_id)
+    if asked.previous_response_id is None:
+        return []
+    before = await lookup.find(request, asked.previous_response_id)
+    status = before.response["status"]
+    if status not in ENDED:
+        raise ParameterError("previous_response_id", f"names a response that is {status}. Wait for its end.")
+    return [*before.items, *before.response["output"]]
+
+
+def _referred(items: list[Item], earlier: list[Item]) -> list[Item]:
+    """The items, with what is only referred to left out where it was said before."""
+    known = {item["id"] for item in earlier}
+    kept = []
+    for index, item in enumerate(items):
+        if item["type"] != "item_reference":
+            kept.append(item)
+        elif item["id"] not in known:
+            raise ParameterError(f"input[{index}].id", f"names '{item['id']}', which was not said before.")
+    return kept
