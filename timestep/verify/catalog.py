@@ -8,6 +8,7 @@ SUITES: dict[str, Suite] = {
     for suite in (
         PytestSuite("openai-python", "the official Python client over every endpoint", "openai_python"),
         NodeSuite("openai-js", "the official JavaScript client over every endpoint", "openai_js"),
+        PytestSuite("langchain", "LangChain's standard tests of chat and embedding models", "langchain"),
     )
 }
 

@@ -1,0 +1,26 @@
+"""LangChain's standard tests of chat models, through langchain-openai."""
+
+from typing import Any
+
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+
+class TestChatModel(ChatModelIntegrationTests):
+    asked: str
+
+    @property
+    def chat_model_class(self) -> type[ChatOpenAI]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": self.asked, "temperature": 0, "max_retries": 0, "timeout": 120, "stream_usage": True}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def model_override_value(self) -> str:
+        return self.asked
