@@ -27,7 +27,10 @@ def test_version() -> None:
     assert re.fullmatch(r"timestep \d+\.\d+\.\d+\n", done.stdout)
 
 
-COMMANDS = ["up", "status", "down", "step", "train", "batch", "show", "approve", "answer", "settle", "resume", "cancel"]
+COMMANDS = [
+    *("up", "serve", "status", "down", "keys", "verify"),
+    *("step", "train", "batch", "show", "approve", "answer", "settle", "resume", "cancel"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,7 +43,8 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
 def test_options_in_the_readme_exist() -> None:
     for command, *words in readme_commands():
         options = {word for word in words if word.startswith("--")}
-        shown = timestep(command, "--help").stdout
+        within = words[:1] if command == "keys" else []
+        shown = timestep(command, *within, "--help").stdout
         assert all(option in shown for option in options), (command, options)
 
 
@@ -77,6 +81,19 @@ def test_without_a_service_one_line_says_so(command: list[str], tmp_path: object
     done = timestep(*command, "--home", str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "No service runs" in done.stderr
+
+
+def test_a_server_alone_says_which_part_it_misses(tmp_path: object) -> None:
+    given = ["--database-url", "postgresql://127.0.0.1:1", "--prefect-api-url", "http://127.0.0.1:1/api"]
+    for count, missing in ((0, "database-url"), (2, "prefect-api-url"), (4, "model-server-url")):
+        done = timestep("serve", "--home", str(tmp_path), *given[:count])
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"timestep: A server alone needs --{missing} URL, or TIMESTEP_")
+
+
+def test_a_scope_that_is_none_is_named(tmp_path: object) -> None:
+    done = timestep("keys", "create", "--scope", "root", "--home", str(tmp_path))
+    assert done.stderr == "timestep: No scope 'root'. Scopes: inference, training, admin.\n"
 
 
 def test_bad_setting_is_one_line() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from timestep.cli import people, running, service, verifying
+from timestep.cli.keys import keys
 from timestep.errors import TimestepError
 
 app = typer.Typer(
@@ -17,12 +18,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    *(service.up, service.status, service.down),
+    *(service.up, service.serve, service.status, service.down),
     *(running.step, running.train, running.batch),
     *(people.show, people.approve, people.answer, people.settle, people.resume, people.cancel),
     verifying.verify,
 ):
     app.command()(command)
+app.add_typer(keys, name="keys")
 
 
 def main() -> NoReturn:

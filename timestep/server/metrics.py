@@ -3,17 +3,27 @@
 Each app counts in a registry of its own. What others know, Prefect and the model server, is asked when it is read.
 """
 
+import asyncio
+import logging
 import re
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
+import httpx
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from timestep.errors import TimestepError
+from timestep.server.upstream import Upstream
+
+logger = logging.getLogger(__name__)
 router = APIRouter()
 
+ASKED_SECONDS, PATIENCE_SECONDS = 5.0, 3.0
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 NO_ROUTE = "none"  # paths that lead nowhere are one, or anybody could make any number of series
 
@@ -43,12 +53,67 @@ class Metrics:
             ("model", "direction"),
             registry=self.registry,
         )
+        self.steps = Gauge(
+            "timestep_steps", "Steps by the state of their flow run.", ("state",), registry=self.registry
+        )
+        self.waiting = Gauge(
+            "timestep_model_requests_waiting", "Generations that wait for the model server.", registry=self.registry
+        )
+        self.up = Gauge("timestep_up", "Whether a part of the service answers.", ("part",), registry=self.registry)
+        self.asking, self.asked_until = asyncio.Lock(), 0.0
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse, summary="Read the metrics.", tags=["service"])
 async def metrics(request: Request) -> Response:
-    """What the server did since its start, for Prometheus."""
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    """What the server did since its start and what there is to do, in Prometheus' text format."""
+    counters: Metrics = request.app.state.metrics
+    async with counters.asking:  # others may ask often: the parts are asked every few seconds
+        if time.monotonic() >= counters.asked_until:
+            await asyncio.gather(
+                _ask("prefect-server", counters.steps.clear, _count_steps(request.app, counters), counters),
+                _ask("model-server", lambda: counters.waiting.set(0), _count_waiting(request.app, counters), counters),
+            )
+            counters.asked_until = time.monotonic() + ASKED_SECONDS
+    return Response(generate_latest(counters.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _ask(part: str, forget: Callable[[], None], asking: Coroutine[Any, Any, None], counters: Metrics) -> None:
+    """Have a part say what it has to do; what one that is away said before is no longer so."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asking
+    except (TimestepError, TimeoutError, httpx.HTTPError, ValueError) as error:
+        logger.debug("%s has no metrics: %s", part, error)
+        forget()
+        counters.up.labels(part).set(0)
+    else:
+        counters.up.labels(part).set(1)
+
+
+async def _count_steps(app: FastAPI, counters: Metrics) -> None:
+    records = await app.state.housekeeper.records()
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+
+    steps = FlowFilter(name=FlowFilterName(any_=["step"]))
+
+    async def count(state: StateType) -> None:
+        chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[state])))
+        number = await records.client.count_flow_runs(flow_filter=steps, flow_run_filter=chosen)
+        counters.steps.labels(state.value.lower()).set(number)
+
+    await asyncio.gather(*map(count, StateType))
+
+
+async def _count_waiting(app: FastAPI, counters: Metrics) -> None:
+    upstream: Upstream = app.state.upstream
+    counters.waiting.set((await upstream.get("/health")).json().get("waiting", 0))
 
 
 class Measured:
