@@ -7,24 +7,31 @@ from typing import Any
 from prefect.artifacts import acreate_image_artifact
 from prefect.logging import get_run_logger
 
-from flows.progress import progress_artifact
+from flows.metrics import keep_metrics
+from flows.origin import origin
+from flows.pausing import unless_paused
+from flows.progress import Told, progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
+from timestep.agents.record.attempt import Attempt
 from timestep.agents.record.away import prefect_reached
 from timestep.agents.record.ledger import Begin, Ledger
 from timestep.agents.record.units import fingerprint, unit
 from timestep.agents.types import Mode, StepOutput, TrainingOutcome, TrainingSettings
-from timestep.errors import TrainingError, UsageError
+from timestep.errors import TrainingError
+from timestep.files import Files
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.models.routing import PREFIX
 from training.curve import loss_curve_svg
 from training.learn import Job, Learned, Recipe, Workshop
 from training.learn import learn as run_units
 
+FILE = "file-"  # the beginning of the id of a file of the HTTP API
+
 
 async def learn(
-    ledger: Ledger, agent: str, model: str | None, training: TrainingSettings, services: Services
+    attempt: Attempt, agent: str, model: str | None, training: TrainingSettings, services: Services
 ) -> StepOutput:
     """Fine-tune the agent's own model, evaluate it, register the version, promote it by the rule.
 
@@ -32,10 +39,16 @@ async def learn(
         UsageError: the agent's model is not local, or the settings fit no model.
         DatasetError: what can't be trained on, and why.
         TrainingError: the trainer crashed, diverged or ran out of disk.
+        Pause: a person paused the run.
     """
-    base = _base(services, agent, model)
-    served, learned = await _train(ledger, agent, base, model, training, services)
+    training_to_its_end = _train(attempt, agent, model, training, services)
+    served, learned = await unless_paused(
+        attempt.lease, training_to_its_end, lambda: attempt.events.publish("training.paused")
+    )
+    ledger = attempt.ledger
     output = _output(ledger.step_id, agent, served, learned)
+    if training.dataset.startswith(FILE):
+        await keep_metrics(ledger, learned, services)
     picture = loss_curve_svg(learned.curve)
     stored = await services.store.put(f"steps/{ledger.step_id}/loss.svg", picture, content_type="image/svg+xml")
     output.artifacts["loss_curve"] = stored
@@ -51,66 +64,50 @@ async def learn(
 
 
 async def _train(
-    ledger: Ledger, agent: str, base: str, model: str | None, training: TrainingSettings, services: Services
+    attempt: Attempt, agent: str, model: str | None, training: TrainingSettings, services: Services
 ) -> tuple[ModelVersion | None, Learned]:
     """The training's units: the version it started from, None for the base, and what was learned."""
+    ledger = attempt.ledger
     try:
         registry = ModelRegistry(services.database)
-        await registry.declare(agent, base)
-        served = await _served(ledger, registry, agent, model)
-        recipe = Recipe.model_validate(training.model_dump(mode="json", exclude={"promote"}))
+        found = await origin(ledger, registry, services, agent, model, training.own_line)
         job = Job(
             run_id=ledger.step_id,
             agent=agent,
-            base=base,
-            model=served.file if served else base,
-            served_version=served.version if served else None,
-            recipe=recipe,
+            base=found.base,
+            model=found.start.file if found.start else found.base,
+            served_version=found.served,
+            recipe=await _recipe(training, services),
         )
-        async with progress_artifact(recipe.epochs) as progress:
-            workshop = Workshop(job, services.settings, services.store, say=progress.say, on_progress=progress.epoch)
-            return served, await run_units(workshop, registry, training.promote.value, _unit(ledger))
+        async with progress_artifact(job.recipe.epochs) as progress:
+            told = Told(attempt.events, progress)
+            workshop = Workshop(job, services.settings, services.store, say=told.say, on_progress=told.step)
+            return found.start, await run_units(workshop, registry, training.promote.value, _unit(ledger, told))
     except TrainingError as error:
         if error.log:
             get_run_logger().error("llama.cpp's last output:\n%s", error.log)
         raise
 
 
-def _base(services: Services, agent: str, model: str | None) -> str:
-    base = services.registry.base(agent)
-    if base is None:
-        named = services.registry.get(agent).model
-        shown = named if isinstance(named, str) else type(named).__name__
-        if shown.startswith(PREFIX):
-            raise UsageError(f"Agent '{agent}' is on another agent's model, '{shown}': train that agent instead.")
-        raise UsageError(f"Agent '{agent}' runs on '{shown}', which is not a local model: only local models can learn.")
-    if model is not None and model.removeprefix(PREFIX).partition("@")[0] != agent:
-        raise UsageError(f"Training starts from the agent's own model, not from '{model}'. Say local/{agent}@VERSION.")
-    return base
+async def _recipe(training: TrainingSettings, services: Services) -> Recipe:
+    """The recipe, with files of the HTTP API as the stored objects that they are."""
+    files = Files(services.database, services.store)
+    named = training.model_dump(mode="json", exclude={"promote", "own_line"})
+    for part in ("dataset", "validation"):
+        if named[part] is not None and named[part].startswith(FILE):
+            named[part] = (await files.reference(named[part])).key
+    return Recipe.model_validate(named)
 
 
-async def _served(ledger: Ledger, registry: ModelRegistry, agent: str, model: str | None) -> ModelVersion | None:
-    """The version that training starts from; recorded, since another run may promote before this one resumes."""
-    version = (model or "").partition("@")[2]
-
-    async def call() -> Any:
-        if version:
-            if not version.isdigit():
-                raise UsageError(f"No version '{version}'. Versions are numbers, as in local/{agent}@3.")
-            found: ModelVersion | None = await registry.get(agent, int(version))
-        else:
-            found = await registry.promoted(agent)
-        return found and found.model_dump(mode="json")
-
-    recorded = await unit(ledger, Begin("training/served", "training", "served version", fingerprint(model)), call)
-    return None if recorded is None else ModelVersion.model_validate(recorded)
-
-
-def _unit(ledger: Ledger) -> Callable[[str, Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]:
+def _unit(ledger: Ledger, told: Told) -> Callable[[str, Any, Callable[[], Awaitable[Any]]], Awaitable[Any]]:
     async def keep(name: str, request: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         kind = "epoch" if name.startswith("epoch") else "training"
         position = f"training/{name.replace(' ', '-')}"
-        return await unit(ledger, Begin(position, kind, name, fingerprint(request)), call)
+        before = ledger.known(position)
+        result = await unit(ledger, Begin(position, kind, name, fingerprint(request)), call)
+        if before is None or not before.finished:
+            told.done(kind, position, result)
+        return result
 
     return keep
 
@@ -127,7 +124,7 @@ def _output(step_id: str, agent: str, served: ModelVersion | None, learned: Lear
         step_id=step_id,
         mode=Mode.TRAINING,
         agent=agent,
-        model=f"{PREFIX}{agent}@{served.version}" if served else f"{PREFIX}{learned.version.base}",
+        model=f"{PREFIX}{served.name}@{served.version}" if served else f"{PREFIX}{learned.version.base}",
         output=f"{name} {'promoted' if learned.promoted else 'not promoted'}",
         artifacts=references,
         training=TrainingOutcome(

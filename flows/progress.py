@@ -1,6 +1,7 @@
-"""A Prefect progress artifact that follows the trainer, at most one update a second."""
+"""What a training says of itself: a Prefect progress artifact that follows the trainer, and the step's events."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,9 +10,11 @@ from uuid import UUID
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.logging import get_run_logger
 
+from timestep.agents.record.events import Events
 from training.finetune import EpochProgress
 
 SECONDS_BETWEEN_UPDATES = 1.0
+EVENTS = 100  # of an epoch's steps, at most
 
 
 class Progress:
@@ -32,6 +35,34 @@ class Progress:
     def epoch(self, progress: EpochProgress) -> None:
         """A step of an epoch."""
         self.percent, self.text = _percent(progress, self._epochs), _text(progress, self._epochs)
+
+
+class Told:
+    """Hands on what a training run says to those who watch: the artifact, the log, and the step's events."""
+
+    def __init__(self, events: Events, progress: Progress) -> None:
+        self._events, self._progress = events, progress
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        """A short line when something slow begins or goes on."""
+        if line.rstrip("0123456789/") != self._progress.text.rstrip("0123456789/"):
+            self._events.publish("training.message", message=line)
+        self._progress.say(line)
+
+    def step(self, progress: EpochProgress) -> None:
+        """A step of an epoch; not each one is an event."""
+        self._progress.epoch(progress)
+        done, now = progress.windows_done, time.monotonic()
+        if done % max(1, progress.windows // EVENTS) == 0 and (now > self._next or done == progress.windows):
+            self._next = now + SECONDS_BETWEEN_UPDATES
+            self._events.publish("training.progress", **progress.model_dump())
+
+    def done(self, kind: str, position: str, result: Any) -> None:
+        """A unit of the training is on record."""
+        if kind == "epoch":
+            facts = {name: result["result"][name] for name in ("epoch", "loss", "accuracy", "tokens", "seconds")}
+            self._events.publish("training.epoch", position, **facts)
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ async def step(
             if mode is Mode.TRAINING:
                 from flows.learn import learn
 
-                output = await learn(attempt.ledger, agent, model, training, services)
+                output = await learn(attempt, agent, model, training, services)
                 output.seconds = round((datetime.now(UTC) - attempt.started).total_seconds(), 3)
             else:
                 request = Thinking(step_id, input, agent, session_id, model, max_turns, inference)

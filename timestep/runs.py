@@ -29,7 +29,7 @@ from prefect.settings import (
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
-from prefect.states import Cancelled, Cancelling, Failed, Running, Scheduled
+from prefect.states import Cancelled, Cancelling, Failed, Running, Scheduled, Suspended
 from pydantic import SecretStr
 
 from storage.block import StorageBlock
@@ -39,6 +39,7 @@ from timestep.errors import ConflictError, NotFoundError, RunFailedError, Servic
 POLL_SECONDS = 0.2
 REVIVE_SECONDS = 90.0  # a crashed run is started again by the service, unless nothing has come of it for this long
 CANCEL_TRIES, CANCEL_SECONDS = 20, 0.05  # a run may come into another state just when it is cancelled
+PAUSE_TRIES, PAUSE_SECONDS = 60, 0.25  # the same, and a start takes seconds
 PAGE = 200  # most runs that Prefect's API returns at once
 
 # Whether the run of this id has a living process.
@@ -132,6 +133,32 @@ async def resume(client: PrefectClient, run_id: UUID) -> bool:
     # By the way above, the server would insist on the form.
     await client.set_flow_run_state(run_id, Scheduled(name="Resuming"))
     return True
+
+
+async def pause(client: PrefectClient, run_id: UUID) -> FlowRun:
+    """Suspend a run by a person's wish: its process, where it has one, sees that and stops. Returns it suspended.
+
+    Raises:
+        ConflictError: it has ended, or is being cancelled; or its state changed all the time.
+        ObjectNotFound: no such run.
+    """
+    seen = 0
+    for _ in range(PAUSE_TRIES):
+        run = await client.read_flow_run(run_id)
+        state = run.state or Scheduled()
+        if (state.is_final() and not state.is_crashed()) or state.is_cancelling():
+            raise ConflictError(f"Run '{run_id}' is {state.name}: it can't be paused.")
+        if state.is_paused():
+            seen += 1
+            if seen > 1:
+                return run
+        elif state.is_running():
+            await client.set_flow_run_state(run_id, Suspended())
+        elif not state.is_pending():
+            # No process has it, which Prefect takes for a reason not to. Should one come just now, it is seen above.
+            await client.set_flow_run_state(run_id, Suspended(), force=True)
+        await asyncio.sleep(PAUSE_SECONDS)
+    raise ConflictError(f"Run '{run_id}' could not be paused. Try again.")
 
 
 async def cancel(client: PrefectClient, run_id: UUID, alive: Alive) -> FlowRun:

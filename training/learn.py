@@ -46,6 +46,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     dataset: str = TRACES
+    validation: str | None = None
     since_hours: float | None = None
     skip_bad_lines: bool = False
     epochs: int = 1
@@ -136,8 +137,12 @@ class Workshop:
         model = await self._served()
         finetune.check_window(recipe.context_length, recipe.batch, model)
         _check_type(recipe.quantization)
-        loaded = await self._load()
-        train, held_out = datasets.split(loaded.conversations, recipe.validation_split, recipe.seed)
+        loaded = await self._load(recipe.dataset, "dataset.jsonl")
+        train, held_out = loaded.conversations, list[datasets.Conversation]()
+        if recipe.validation is None:
+            train, held_out = datasets.split(loaded.conversations, recipe.validation_split, recipe.seed)
+        else:
+            held_out = (await self._load(recipe.validation, "validation.jsonl")).conversations
         self.say(f"rendering {len(train)} conversations, {len(held_out)} held out")
         packed = await asyncio.to_thread(self._pack, model, train)
         if packed.cut:
@@ -230,8 +235,8 @@ class Workshop:
         async with self._cores():
             return await evaluate(model, held_out, context_length=context_length, threads=self.settings.cores)
 
-    async def _load(self) -> datasets.Loaded:
-        recipe, name = self.job.recipe, self.job.recipe.dataset
+    async def _load(self, name: str, file: str) -> datasets.Loaded:
+        recipe = self.job.recipe
         if name == TRACES:
             since = datetime.now(UTC) - timedelta(hours=recipe.since_hours) if recipe.since_hours else None
             return await datasets.load_traces(TraceStore(self.store), self.job.agent, since)
@@ -240,7 +245,7 @@ class Workshop:
             if path.is_absolute() or not await self.store.exists(name):
                 raise DatasetError(name, "no such file, and no such object in storage.")
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = await self.store.download(name, self.folder / "dataset.jsonl")
+            path = await self.store.download(name, self.folder / file)
         return await datasets.load_jsonl(path, name, skip_bad=recipe.skip_bad_lines)
 
     def _pack(self, model: Path, train: list[datasets.Conversation]) -> datasets.Packed:

@@ -117,7 +117,12 @@ class TrainingSettings(BaseModel):
         "traces",
         title="Dataset",
         description="'traces' for the agent's own recorded steps, or an OpenAI fine-tuning JSONL file: "
-        "a path, or the key of a stored object.",
+        "a path, the key of a stored object, or the id of a file of the HTTP API.",
+    )
+    validation: str | None = Field(
+        None,
+        title="Validation dataset",
+        description="A file of the same kind that the result is judged by, instead of a share of the dataset.",
     )
     since_hours: float | None = Field(
         None, gt=0, title="Traces since (hours)", description="Only traces of the last so many hours; empty for all."
@@ -150,6 +155,11 @@ class TrainingSettings(BaseModel):
         Promotion.IF_BETTER, title="Promote", description="When the new version replaces the one served now."
     )
     seed: int = Field(42, title="Seed", description="Decides which conversations are held out, and their order.")
+    own_line: bool = Field(
+        False,
+        title="Own line",
+        description="The agent's name above is that of a line of versions of its own, which starts from the model above.",
+    )
 
 
 class Usage(BaseModel):

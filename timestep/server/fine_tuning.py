@@ -1,5 +1,0 @@
-"""/v1/fine_tuning/jobs."""
-
-from fastapi import APIRouter
-
-router = APIRouter()
