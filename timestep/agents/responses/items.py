@@ -14,10 +14,12 @@ _PREFIXES = {"message": "msg_", "function_call": "fc_", "function_call_output": 
 _PREFIXES |= {"mcp_call": "mcp_"}
 
 
-def check_items(items: list[Item]) -> None:
+def check_items(items: list[Item], name: str = "input") -> None:
     """Refuse items that no chat has a place for. ParameterError, NotSupportedError: which, and why."""
     for index, item in enumerate(items):
-        _check(f"input[{index}]", item)
+        if item.get("id") is not None and not isinstance(item["id"], str):
+            raise ParameterError(f"{name}[{index}].id", "must be text.")
+        _check(f"{name}[{index}]", item)
 
 
 def _check(where: str, item: Item) -> None:
