@@ -1,8 +1,9 @@
 """What can be stored: bytes, a file, or a stream of either kind, made re-readable so that an upload can be retried."""
 
 import hashlib
+import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from storage.spool import spooled
@@ -52,12 +53,17 @@ Data = bytes | Path | Iterable[bytes] | AsyncIterable[bytes] | Source
 
 
 @asynccontextmanager
-async def as_source(data: Data, folder: Path) -> AsyncIterator[Source]:
-    """``data`` as a :class:`Source`; what can be read only once is spooled to a file in ``folder`` first."""
+async def as_source(data: Data, folder: Path | None) -> AsyncIterator[Source]:
+    """``data`` as a :class:`Source`; what can be read only once is spooled to a file in ``folder`` first.
+
+    Without a folder, in one of the system's for temporary files.
+    """
     if isinstance(data, Source):
         yield data
     elif isinstance(data, bytes | Path):
         yield Source(data)
     else:
-        async with spooled(data, folder) as (path, sha256):
-            yield Source(path, sha256)
+        with ExitStack() as stack:
+            place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="timestep-")))
+            async with spooled(data, place) as (path, sha256):
+                yield Source(path, sha256)

@@ -8,12 +8,11 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime, timedelta
 from inspect import signature
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 from libcloud.storage.types import ObjectDoesNotExistError
@@ -81,13 +80,9 @@ class ObjectStore:
         """Where the store is, without credentials."""
         return self._location.url
 
-    @asynccontextmanager
-    async def spool(self, data: Data) -> AsyncIterator[Source]:
+    def spool(self, data: Data) -> AbstractAsyncContextManager[Source]:
         """``data``, ready to be stored: what can be read only once is on a disk by then, and gone at the end."""
-        with ExitStack() as stack:
-            folder = self._spool or Path(stack.enter_context(TemporaryDirectory(prefix="timestep-")))
-            async with as_source(data, folder) as source:
-                yield source
+        return as_source(data, self._spool)
 
     async def put(self, key: str, data: Data, content_type: str = CONTENT_TYPE) -> Reference:
         """Stores ``data`` as ``key``, replacing what was there: readers see the old bytes or all the new ones."""

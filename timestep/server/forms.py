@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Of all fields together, in bytes; and how many there may be.
 FIELDS_SIZE, FIELDS = 64 << 10, 32
 UNNAMED = "upload"
+LONGEST_BOUNDARY = 70  # RFC 2046, section 5.1.1
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Parts:
 
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+    if kind != b"multipart/form-data" or not 0 < len(options.get(b"boundary", b"")) <= LONGEST_BOUNDARY:
         raise UsageError("The body is no form. Send it as multipart/form-data, as OpenAI's clients do.")
     return options[b"boundary"]
 
