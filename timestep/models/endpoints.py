@@ -6,6 +6,7 @@ The address comes from the settings. Keys go into clients and headers only; noth
 import asyncio
 import json
 import re
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,6 +125,23 @@ def provider(name: str, settings: Settings) -> tuple[Endpoint, str] | None:
             raise UsageError(f"Model '{name}' is OpenAI's, and there is no key: set OPENAI_API_KEY.") from error
         return Endpoint(str(openai.base_url).rstrip("/"), openai.api_key), model
     return None
+
+
+def listing(settings: Settings) -> dict[str, Endpoint]:
+    """The providers that can be asked for their models, by prefix: the configured ones, and those with a host or key.
+
+    Raises:
+        UsageError: the setting ``providers`` can't be read.
+    """
+    known = configured(settings)
+    key = settings.ollama_api_key
+    if key or settings.ollama_host:
+        ours = ollama("", settings.ollama_host, key.get_secret_value() if key else None)[0]
+        known = {"ollama": ours, **known}
+    with suppress(UsageError):  # no key
+        if openai := provider("openai/any", settings):
+            known = {"openai": openai[0], **known}
+    return known
 
 
 def _ollama_url(host: str | None) -> str:

@@ -116,11 +116,6 @@ class EnginePool:
         """Generations that have not begun."""
         return len(self._waiting)
 
-    @property
-    def waiting(self) -> int:
-        """Generations that have not begun."""
-        return len(self._waiting)
-
     async def get(self, path: Path) -> Engine:
         """The engine of a model file, loaded if it isn't yet. ModelFileError: it can't be."""
         async with self._loading:

@@ -1,5 +1,42 @@
-"""POST /v1/completions."""
+"""POST /v1/completions: how texts go on, streamed or whole."""
 
-from fastapi import APIRouter
+from typing import Any
 
-router = APIRouter()
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from openai.types.completion import Completion
+from openai.types.completion_choice import CompletionChoice, Logprobs
+
+from timestep.models.request import CompletionRequest
+from timestep.server.documented import errors
+from timestep.server.inference import documented, infer
+
+router = APIRouter(tags=["inference"])
+
+
+class TextLogprobs(Logprobs):
+    """OpenAI's; a prompt's first token has no probability."""
+
+    token_logprobs: list[float | None] | None = None  # type: ignore[assignment]
+
+
+class TextChoice(CompletionChoice):
+    """OpenAI's, with our log probabilities."""
+
+    logprobs: TextLogprobs | None = None
+
+
+class TextCompletion(Completion):
+    """OpenAI's, with our choices."""
+
+    choices: list[TextChoice]  # type: ignore[assignment]
+
+
+_DOCUMENT: dict[str, Any] = documented(CompletionRequest, TextCompletion, streams=True)
+_DOCUMENT["responses"] |= errors(404)
+
+
+@router.post("/v1/completions", operation_id="createCompletion", summary="Create a completion.", **_DOCUMENT)
+async def completions(request: Request) -> Response:
+    """The answer of the model server, or of the provider that the model's prefix names, as it comes."""
+    return await infer(request, "/completions")

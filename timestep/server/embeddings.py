@@ -1,5 +1,35 @@
-"""POST /v1/embeddings."""
+"""POST /v1/embeddings: the vectors of texts."""
 
-from fastapi import APIRouter
+from typing import Any
 
-router = APIRouter()
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from openai.types import CreateEmbeddingResponse, Embedding
+
+from timestep.models.request import EmbeddingRequest
+from timestep.server.documented import errors
+from timestep.server.inference import documented, infer
+
+router = APIRouter(tags=["inference"])
+
+
+class AnyEmbedding(Embedding):
+    """OpenAI's; base64 is text."""
+
+    embedding: list[float] | str  # type: ignore[assignment]
+
+
+class Embeddings(CreateEmbeddingResponse):
+    """OpenAI's, in either encoding."""
+
+    data: list[AnyEmbedding]  # type: ignore[assignment]
+
+
+_DOCUMENT: dict[str, Any] = documented(EmbeddingRequest, Embeddings)
+_DOCUMENT["responses"] |= errors(404)
+
+
+@router.post("/v1/embeddings", operation_id="createEmbedding", summary="Create embeddings.", **_DOCUMENT)
+async def embeddings(request: Request) -> Response:
+    """The answer of the model server, or of the provider that the model's prefix names, as it comes."""
+    return await infer(request, "/embeddings")

@@ -49,13 +49,25 @@ class Upstream:
         Raises:
             ServiceUnavailableError: it doesn't answer.
         """
-        self._outside = self._outside or httpx.AsyncClient(**_UNHURRIED)
-        headers = {**_JSON, "accept-encoding": "identity"}  # our client may not know any other
-        if endpoint.api_key:
-            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        client = self._client_outside()
+        headers = {**_JSON, **_key(endpoint), "accept-encoding": "identity"}  # our client may not know any other
         content = json.dumps(body).encode()  # what is no JSON, as NaN, is for the provider to judge
-        forwarded = self._outside.build_request("POST", f"{endpoint.base_url}{path}", content=content, headers=headers)
-        return await self._answer(request, self._outside, forwarded, endpoint.base_url)
+        forwarded = client.build_request("POST", f"{endpoint.base_url}{path}", content=content, headers=headers)
+        return await self._answer(request, client, forwarded, endpoint.base_url)
+
+    async def look(self, endpoint: Endpoint, path: str) -> Any:
+        """A provider's answer to a question of our own, as JSON.
+
+        Raises:
+            ServiceUnavailableError: none within 3 seconds, or a refusal.
+            ValueError: it is no JSON.
+        """
+        try:
+            found = await self._client_outside().get(f"{endpoint.base_url}{path}", headers=_key(endpoint), timeout=3)
+            found.raise_for_status()
+        except httpx.HTTPError:
+            raise ServiceUnavailableError("provider", endpoint.base_url) from None
+        return found.json()
 
     async def _answer(
         self, request: Request, client: httpx.AsyncClient, forwarded: httpx.Request, url: str
@@ -78,8 +90,16 @@ class Upstream:
         except httpx.HTTPError:
             raise ServiceUnavailableError("model server", self._url) from None
 
+    def _client_outside(self) -> httpx.AsyncClient:
+        self._outside = self._outside or httpx.AsyncClient(**_UNHURRIED)
+        return self._outside
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
         if self._outside is not None:
             await self._outside.aclose()
+
+
+def _key(endpoint: Endpoint) -> dict[str, str]:
+    return {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
