@@ -21,6 +21,7 @@ from timestep.server import (
     models,
     page,
     responses,
+    step_runs,
     steps,
     uploads,
 )
@@ -34,7 +35,7 @@ GROUPS = (
     *(page, health, metrics),
     *(models, chat, completions, embeddings, responses, conversations),
     *(files, uploads, batches, fine_tuning),
-    *(steps, agents, agent_protocol),
+    *(step_runs, steps, agents, agent_protocol),
 )
 
 

@@ -39,11 +39,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: _documented("No API key, or one that isn't known."),
     403: _documented("An API key whose scopes don't cover this, or a page of another site that asks."),
     404: _documented("No such object, model or agent."),
+    408: _documented("The request's body stopped coming."),
     409: _documented("It conflicts with what is."),
     413: _documented("More bytes than are taken."),
     429: _documented("More requests than are taken now.", headers=_RETRY_AFTER),
     500: _documented("The server failed; its log says why."),
     503: _documented("A part of the service is away."),
+    504: _documented("The answer was not ready in time."),
 }
 
 
@@ -53,7 +55,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 # Before a route is reached, or whatever it does.
-EVERYWHERE = errors(400, 401, 403, 413, 429, 500, 503)
+EVERYWHERE = errors(400, 401, 403, 408, 413, 429, 500, 503, 504)
 
 
 def json_body(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:

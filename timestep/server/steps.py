@@ -1,4 +1,4 @@
-"""/v1/steps: a step as it stands, the decisions that it waits for, and what happens in it, live.
+"""/v1/steps/{step}: a step as it stands, the decisions that it waits for, and what happens in it, live.
 
 The events are server-sent events (HTML standard, section 9.2): a client that comes back with the id of the last one
 it got, as every EventSource does, gets each of the others once, whichever server it comes to.
@@ -14,35 +14,54 @@ from uuid import UUID
 
 import anyio
 from fastapi import APIRouter, Header, Query, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
+from timestep.agents.record.step_view import CallDecision, StepView
 from timestep.errors import NotFoundError, UsageError
+from timestep.server.documented import errors, json_body
 from timestep.server.records import Housekeeper, Records
 
 if TYPE_CHECKING:
     from timestep.agents.record.events import Event
 
-router = APIRouter(prefix="/v1/steps")
+router = APIRouter(prefix="/v1/steps", tags=["steps"])
 
 HEARTBEAT_SECONDS = 10.0
 CLOSE_SECONDS = 1.0  # of the server's end that a stream may hold up
 RETRY_MILLISECONDS = 1000  # after which a client whose stream broke comes back
 HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 HTTP = "the HTTP API"  # who decided, where the request doesn't say it
+_DECISION = CallDecision.model_json_schema()
+_VERDICTS = _DECISION.pop("$defs")["Verdict"]
+_DECISION["properties"]["verdict"] = _VERDICTS
+_BY = {"type": "string", "description": "Who decides, for the record."}
+_SEVERAL = {
+    "type": "object",
+    "required": ["decisions"],
+    "properties": {"decisions": {"type": "array", "items": _DECISION, "minItems": 1}, "by": _BY},
+    "additionalProperties": False,
+}
+_ONE = {**_DECISION, "properties": {**_DECISION["properties"], "by": _BY}}
+_EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-@router.get("/{step}")
-async def get_step(step: str, request: Request) -> JSONResponse:
+@router.get("/{step}", operation_id="getStep", summary="Get a step.", responses=errors(404))
+async def get_step(step: str, request: Request) -> StepView:
     """The step's status, what it waits for, and its output once it has one."""
     from timestep import steps
 
-    records, step_id = await _records(request, step)
-    seen = await steps.view(records.client, records.database, step_id, records.storage_url)
-    return JSONResponse(seen.model_dump(mode="json", by_alias=True))
+    records, run_id = await records_of(request, step)
+    return await steps.view(records.client, records.database, run_id, records.storage_url)
 
 
-@router.post("/{step}/approvals")
-async def decide(step: str, request: Request) -> JSONResponse:
+@router.post(
+    "/{step}/approvals",
+    operation_id="decideStep",
+    summary="Decide of calls that wait.",
+    responses=errors(404, 409),
+    openapi_extra=json_body({"anyOf": [_SEVERAL, _ONE]}),
+)
+async def decide(step: str, request: Request) -> StepView:
     """Decide of calls that wait; answers with the step as it stands then.
 
     The body is ``{"decisions": [decision, …], "by": "who"}``, or a single decision: ``{"call": id or position,
@@ -51,17 +70,27 @@ async def decide(step: str, request: Request) -> JSONResponse:
     """
     from timestep import steps
 
-    records, step_id = await _records(request, step)
+    records, run_id = await records_of(request, step)
     body = _json_object(await request.body())
     by = body.pop("by", None) or HTTP
     if not isinstance(by, str):
         raise UsageError("'by': a text is expected, the name of who decides.")
     decisions = _decisions(body)
-    await steps.decide(records.client, records.database, step_id, decisions, by)
+    await steps.decide(records.client, records.database, run_id, decisions, by)
     return await get_step(step, request)
 
 
-@router.get("/{step}/events")
+@router.get(
+    "/{step}/events",
+    operation_id="watchStep",
+    summary="Watch a step live.",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "Server-sent events, to the step's end.", **_EVENTS},
+        204: {"description": "The step has ended, and the client has had its last event."},
+        **errors(404),
+    },
+)
 async def events(
     step: str,
     request: Request,
@@ -73,22 +102,22 @@ async def events(
     from timestep.agents.record.event_feed import read_events
     from timestep.agents.record.events import FINISHED
 
-    records, step_id = await _records(request, step)
+    records, run_id = await records_of(request, step)
     since = _event_id(last_event_id or after or "0")
-    run = await steps.read(records.client, step_id)
+    run = await steps.read(records.client, run_id)
     if run.state is not None and run.state.is_final() and not run.state.is_crashed():
         # 204 tells an EventSource that there is nothing to come back for.
-        had = await read_events(records.database, str(step_id), since - 1, 2)
+        had = await read_events(records.database, str(run_id), since - 1, 2)
         if len(had) == 1 and had[0].id == since and had[0].type == FINISHED:
             return Response(status_code=204)
     else:
-        await read_events(records.database, str(step_id), since, 1)  # a database that is away is said before the stream
+        await read_events(records.database, str(run_id), since, 1)  # a database that is away is said before the stream
 
     async def ended() -> dict[str, Any] | None:
-        return await steps.ended(records.client, step_id)
+        return await steps.ended(records.client, run_id)
 
     housekeeper: Housekeeper = request.app.state.housekeeper
-    stream = _stream(records.feed.watch(str(step_id), since, ended), housekeeper.leaving)
+    stream = _stream(records.feed.watch(str(run_id), since, ended), housekeeper.leaving)
     return StreamingResponse(stream, headers=HEADERS, media_type="text/event-stream")
 
 
@@ -150,8 +179,6 @@ def _decisions(body: dict[str, Any]) -> list[Any]:
     """The decisions of a request. UsageError says which field is wrong, and how."""
     from pydantic import ValidationError
 
-    from timestep.steps import CallDecision
-
     given = body.get("decisions", [body])
     if not isinstance(given, list) or not given:
         raise UsageError("'decisions': a list of at least one decision is expected.")
@@ -170,10 +197,16 @@ def _event_id(text: str) -> int:
     return int(text)
 
 
-async def _records(request: Request, step: str) -> tuple[Records, UUID]:
+async def records_of(request: Request, step: str) -> tuple[Records, UUID]:
+    """Where to look the step up. NotFoundError: no step has such an id."""
+    run_id = step_id(step)
+    housekeeper: Housekeeper = request.app.state.housekeeper
+    return await housekeeper.records(), run_id
+
+
+def step_id(step: str) -> UUID:
+    """The id of a step. NotFoundError: no step can have this one."""
     try:
-        step_id = UUID(step)
+        return UUID(step)
     except ValueError:
         raise NotFoundError("step", step) from None
-    housekeeper: Housekeeper = request.app.state.housekeeper
-    return await housekeeper.records(), step_id

@@ -12,11 +12,12 @@ from sqlalchemy import update
 from timestep import runs
 from timestep.agents.record.approvals import Approvals
 from timestep.agents.record.lease import alive
+from timestep.agents.record.step_view import ENDED, StepStatus
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import ConflictError
 from timestep.steps.decisions import go_on
-from timestep.steps.views import ENDED, RUNS, STEP, StepStatus, answering, read, status_of
+from timestep.steps.views import RUNS, STEP, answering, read, status_of
 
 CANCEL_SECONDS = 30.0  # a batch may have many steps
 

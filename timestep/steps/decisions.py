@@ -12,28 +12,16 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import PrefectHTTPStatusError
-from pydantic import ConfigDict
 
 from timestep import runs
 from timestep.agents.record.approvals import PENDING, Approvals, Asked, decided, expire, meant
+from timestep.agents.record.step_view import ENDED, CallDecision
 from timestep.agents.record.waiting import Decision, Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError
-from timestep.steps.views import ENDED, STEPS, answering, read, status_of
+from timestep.steps.views import STEPS, answering, read, status_of
 
 logger = logging.getLogger(__name__)
-
-
-class CallDecision(Decision):
-    """A decision of one call, by id or position; without either, of the only one that waits.
-
-    ``digest``, if given, must be that of the call as it waits now.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    call: str | None = None
-    digest: str | None = None
 
 
 async def decide(

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -20,12 +18,12 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectHTTPStatusError
-from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from timestep import runs
-from timestep.agents.record.approvals import PENDING, VERDICTS, Approvals, Asked
-from timestep.agents.record.waiting import Kind, PendingCall, Verdict
+from timestep.agents.record.approvals import PENDING, VERDICTS, Asked, asked_by
+from timestep.agents.record.step_view import ENDED, PendingView, StepStatus, StepView
+from timestep.agents.record.waiting import Kind, PendingCall
 from timestep.agents.types import Mode
 from timestep.database.engine import Database
 from timestep.database.models import StepRow
@@ -36,50 +34,6 @@ PREFIX_DIGITS = 8  # of an id that is cut short, at least
 STEP, BATCH = "step", "batch"  # the flows' names
 STEPS = FlowFilter(name=FlowFilterName(any_=[STEP]))
 RUNS = FlowFilter(name=FlowFilterName(any_=[STEP, BATCH]))  # what can be cancelled and started again
-
-
-class StepStatus(StrEnum):
-    """Where a step stands. One that crashed is in progress: the service starts it again."""
-
-    NOT_STARTED = "not_started"
-    IN_PROGRESS = "in_progress"
-    WAITING_FEEDBACK = "waiting_feedback"
-    WAITING_APPROVAL = "waiting_approval"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-ENDED = (StepStatus.SUCCEEDED, StepStatus.FAILED, StepStatus.CANCELLED)
-
-
-class PendingView(PendingCall):
-    """A call that waits for a person, with the verdicts it takes; a decision can name the digest it is meant for."""
-
-    verdicts: list[Verdict]
-    call_digest: str = Field(serialization_alias="digest")
-    deadline_at: datetime | None = None
-
-
-class StepView(BaseModel):
-    """A step as it stands. ``output`` is the agent's, ``result`` all that the step returned (a StepOutput)."""
-
-    id: str
-    object: str = "step"
-    status: StepStatus
-    state: str = Field(description="Prefect's name of the flow run's state.")
-    name: str
-    agent: str
-    mode: Mode
-    created: datetime | None
-    started: datetime | None
-    ended: datetime | None
-    attempt: int = Field(description="How often a process took the step up; more than once after crashes and waits.")
-    pending: list[PendingView] = Field(default_factory=list)
-    decided: list[Asked] = Field(default_factory=list)
-    output: Any = None
-    result: dict[str, Any] | None = None
-    error: str | None = None
 
 
 async def find(client: PrefectClient, database: Database, name: str) -> UUID:
@@ -120,35 +74,51 @@ async def view(client: PrefectClient, database: Database, run_id: UUID, storage_
         ServiceUnavailableError: Prefect's server or the database is away.
         StorageError: the result can't be read.
     """
-    asked = await Approvals(database, str(run_id)).all()
     run = await read(client, run_id)
-    pending = [call for call in asked if call.status == PENDING]
+    (seen,) = await views(database, [run])
+    if seen.status is StepStatus.SUCCEEDED:
+        with suppress(NotFoundError):  # done, though storage holds its result no more
+            returned = await runs.result(run, storage_url)
+            seen.result = returned if isinstance(returned, dict) else returned.model_dump(mode="json")
+            seen.output = seen.result.get("output")
+    return seen
+
+
+async def views(database: Database, found: list[FlowRun]) -> list[StepView]:
+    """The steps that these flow runs are, as they stand, without what they returned.
+
+    Raises:
+        ServiceUnavailableError: the database is away.
+    """
+    ids = [str(run.id) for run in found]
+    asked = await asked_by(database, ids)
     async with database.session() as session:
-        attempt = await session.scalar(select(StepRow.attempt).where(StepRow.id == str(run_id)))
+        chosen = select(StepRow.id, StepRow.attempt).where(StepRow.id.in_(ids))
+        attempts = {row.id: row.attempt for row in await session.execute(chosen)}
+    return [await _view(run, asked[str(run.id)], attempts.get(str(run.id), 0)) for run in found]
+
+
+async def _view(run: FlowRun, asked: list[Asked], attempt: int) -> StepView:
+    pending = [call for call in asked if call.status == PENDING]
     status = status_of(run, pending)
-    seen = StepView(
+    over = status in ENDED
+    return StepView(
         id=str(run.id),
         status=status,
         state=(run.state and run.state.name) or "",
         name=run.name,
         agent=str(run.parameters.get("agent") or "assistant"),
         mode=Mode(run.parameters.get("mode") or Mode.INFERENCE),
+        session_id=run.parameters.get("session_id") or None,
         created=run.created,
         started=run.start_time,
-        ended=run.end_time if status in ENDED else None,
-        attempt=attempt or 0,
+        ended=run.end_time if over else None,
+        attempt=attempt,
         # Of a step that has ended, nobody asks any more what it was waiting for.
-        pending=[] if status in ENDED else [_pending(call) for call in pending],
+        pending=[] if over else [_pending(call) for call in pending],
         decided=[call for call in asked if call.status != PENDING],
+        error=await error_of(run) if over else None,
     )
-    if status is StepStatus.SUCCEEDED:
-        with suppress(NotFoundError):  # done, though storage holds its result no more
-            returned = await runs.result(run, storage_url)
-            seen.result = returned if isinstance(returned, dict) else returned.model_dump(mode="json")
-            seen.output = seen.result.get("output")
-    elif status in ENDED:
-        seen.error = await error_of(run, storage_url)
-    return seen
 
 
 def status_of(run: FlowRun, pending: Iterable[PendingCall]) -> StepStatus:

@@ -130,17 +130,7 @@ class Approvals:
 
     async def all(self) -> list[Asked]:
         """Everything that was asked, decided or not, in the order of the asking."""
-        return [
-            Asked(
-                **_call(row).model_dump(),
-                status=row.status,
-                decision=None if row.status == PENDING else _decision(row),
-                decided_by=row.decided_by,
-                decided_at=row.decided_at,
-                deadline_at=row.deadline_at,
-            )
-            for row in await self._read()
-        ]
+        return [_as_asked(row) for row in await self._read()]
 
     async def failing(self) -> bool:
         """Whether there is a decision to fail of which nothing is known to have come."""
@@ -178,6 +168,16 @@ class Approvals:
         mine = select(*_rows).where(_rows.step_id == self._step_id).order_by(_rows.created_at, _rows.position)
         async with self._database.session() as session:
             return list(await session.execute(mine))
+
+
+async def asked_by(database: Database, step_ids: list[str]) -> dict[str, list[Asked]]:
+    """Everything that each of these steps asked, in the order of the asking."""
+    found: dict[str, list[Asked]] = {step_id: [] for step_id in step_ids}
+    chosen = select(*_rows).where(_rows.step_id.in_(step_ids)).order_by(_rows.created_at, _rows.position)
+    async with database.session() as session:
+        for row in await session.execute(chosen):
+            found[row.step_id].append(_as_asked(row))
+    return found
 
 
 def meant(asked: list[Asked], call: str | None, verdict: Verdict, digest: str | None = None) -> Asked:
@@ -280,6 +280,17 @@ def _text(value: str) -> str:
 
 def _call(row: Row[Any]) -> PendingCall:
     return PendingCall(**{name: row._mapping[name] for name in _CALL})
+
+
+def _as_asked(row: Row[Any]) -> Asked:
+    return Asked(
+        **_call(row).model_dump(),
+        status=row.status,
+        decision=None if row.status == PENDING else _decision(row),
+        decided_by=row.decided_by,
+        decided_at=row.decided_at,
+        deadline_at=row.deadline_at,
+    )
 
 
 def _decision(row: Row[Any]) -> Decision:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from fastapi import Request
 
+from timestep.agents.record.step_view import ENDED, StepStatus, StepView
 from timestep.errors import NotFoundError
 from timestep.server.agent_protocol import tasks
 from timestep.server.agent_protocol.execution import execute
@@ -24,7 +25,6 @@ from timestep.server.records import Housekeeper, Records
 
 if TYPE_CHECKING:
     from timestep.database.models import ArtifactRow, TaskStepRow
-    from timestep.steps import StepView
 
 router = protocol_router()
 
@@ -98,7 +98,7 @@ async def get(task_id: str, step_id: str, request: Request) -> Step:
     return view(row, await seen(records, row), artifacts, newest=row.number == last)
 
 
-async def seen(records: Records, row: "TaskStepRow") -> "StepView | None":
+async def seen(records: Records, row: "TaskStepRow") -> StepView | None:
     """The step as /v1/steps shows it; None where its flow run was deleted."""
     from timestep import steps
 
@@ -108,11 +108,8 @@ async def seen(records: Records, row: "TaskStepRow") -> "StepView | None":
         return None
 
 
-def view(row: "TaskStepRow", step: "StepView | None", artifacts: list["ArtifactRow"], *, newest: bool) -> Step:
+def view(row: "TaskStepRow", step: StepView | None, artifacts: list["ArtifactRow"], *, newest: bool) -> Step:
     """A step as clients of the protocol see it."""
-    from timestep.steps import StepStatus
-    from timestep.steps.views import ENDED
-
     status = step.status if step else StepStatus.CANCELLED
     over = status in ENDED
     shown = {StepStatus.NOT_STARTED: Status.CREATED}.get(status, Status.RUNNING)
@@ -134,7 +131,7 @@ def _text(output: Any) -> str | None:
     return output if isinstance(output, str | None) else json.dumps(output, ensure_ascii=False)
 
 
-def _more(step: "StepView") -> dict[str, Any]:
+def _more(step: StepView) -> dict[str, Any]:
     said: dict[str, Any] = {"status": step.status, "error": step.error}
     if step.pending:
         said["pending"] = [call.model_dump(mode="json", by_alias=True) for call in step.pending]
