@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from storage.references import Reference
 from timestep.database.engine import Database
-from timestep.errors import NotFoundError
+from timestep.errors import ConflictError, NotFoundError
 from timestep.models.registry import ModelRegistry
 
 BASE = "smollm2-135m-instruct"
@@ -132,6 +132,55 @@ async def test_what_is_not_there_is_named(registry: ModelRegistry) -> None:
         with pytest.raises(NotFoundError, match=r"No model 'asistant'. Did you mean 'assistant'\?"):
             await attempt
     assert await registry.promoted("assistant") is None
+
+
+async def test_a_deleted_versions_number_is_never_anothers(registry: ModelRegistry) -> None:
+    for name in ("a", "b"):
+        await registry.register("assistant", weights(name), BASE, f"run-{name}", {})
+    await registry.promote("assistant", 1)
+    assert await registry.delete("assistant", 2) == [weights("b")]
+    assert [made.version for made in await registry.versions("assistant")] == [1]
+    for attempt in (registry.get("assistant", 2), registry.promote("assistant", 2), registry.delete("assistant", 2)):
+        with pytest.raises(NotFoundError, match="No model 'assistant@2'"):
+            await attempt
+    assert (await registry.register("assistant", weights("b"), BASE, None, {})).version == 3
+
+
+async def test_the_version_that_is_served_is_not_deleted(registry: ModelRegistry) -> None:
+    await registry.register("assistant", weights("a"), BASE, None, {})
+    await registry.promote("assistant", 1)
+    with pytest.raises(ConflictError, match="is the one that 'assistant' serves"):
+        await registry.delete("assistant", 1)
+    assert (await registry.get("assistant", 1)).version == 1
+
+
+async def test_weights_that_another_version_has_too_are_needed(registry: ModelRegistry) -> None:
+    for name in ("assistant", "coder"):
+        await registry.register(name, weights("a"), BASE, None, {})
+    assert await registry.delete("assistant", 1) == []
+    assert await registry.delete("coder", 1) == [weights("a")]
+
+
+async def test_a_deleted_model_comes_back_with_its_next_version(registry: ModelRegistry) -> None:
+    for name in ("a", "b", "b"):
+        await registry.register("mine", weights(name), BASE, None, {})
+    await registry.promote("mine", 2)
+    gone = await registry.delete_model("mine")
+    assert sorted(gone, key=lambda file: file.key) == [weights("a"), weights("b")]
+    assert (await registry.names(), await registry.versions("mine")) == ({}, [])
+    assert await registry.promoted("mine") is None
+    with pytest.raises(NotFoundError):
+        await registry.delete_model("mine")
+    assert (await registry.register("mine", weights("c"), BASE, None, {})).version == 4
+    assert await registry.names() == {"mine": BASE}
+
+
+async def test_of_a_promotion_and_a_deletion_at_once_one_is_done(registry: ModelRegistry) -> None:
+    for number in range(1, 9):
+        await registry.register("assistant", weights("a"), BASE, None, {})
+        work = (registry.promote("assistant", number), registry.delete("assistant", number))
+        promoted, deleted = await asyncio.gather(*work, return_exceptions=True)
+        assert isinstance(promoted, NotFoundError) is not isinstance(deleted, ConflictError), (promoted, deleted)
 
 
 async def test_the_database_itself_keeps_a_promoted_version_there(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from openai import OpenAI
 
@@ -12,6 +13,7 @@ from tests.models.conftest import SMOLLM2, Server
 from timestep.database.engine import Database
 from timestep.errors import ModelFileError, NotFoundError
 from timestep.models.engines import EnginePool
+from timestep.models.files import WORDLLAMA
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.models.routing import ModelRouter
 from timestep.settings import Settings
@@ -90,7 +92,7 @@ async def test_the_server_serves_what_was_promoted_while_it_ran(
     def ask(model: str = "local/assistant") -> str:
         return client.chat.completions.create(model=model, messages=HELLO, max_tokens=3).model
 
-    assert {model.id for model in client.models.list()} == {"local/assistant", SMOLLM2}
+    assert [model.id for model in client.models.list()] == ["local/assistant", SMOLLM2, WORDLLAMA]
     assert ask() == SMOLLM2
     await shop.version()
     await shop.registry.promote("assistant", 1)
@@ -100,6 +102,26 @@ async def test_the_server_serves_what_was_promoted_while_it_ran(
     assert ask() == "local/assistant@1"
     await shop.registry.promote("assistant", 2)
     assert ask() == "local/assistant@2"
+    made = {model.id: model.created for model in client.models.list() if "@" in model.id}
+    assert list(made) == ["local/assistant@1", "local/assistant@2"]
+    assert all(made.values())
+    with pytest.raises(openai.ConflictError, match="is the one that 'assistant' serves"):
+        client.models.delete("local/assistant@2")
+    assert client.models.delete("local/assistant@1").deleted
+    with pytest.raises(openai.NotFoundError, match="No model 'assistant@1'"):
+        ask("local/assistant@1")
+    with pytest.raises(openai.BadRequestError, match="was not trained here"):
+        client.models.delete(SMOLLM2)
+
+
+async def test_the_files_of_deleted_models_go(shop: Shop) -> None:
+    first, second = await shop.version(), await shop.version(b"other")
+    await shop.router.delete("local/assistant@1")
+    assert [await shop.store.exists(made.file.key) for made in (first, second)] == [False, True]
+    await shop.router.delete("local/assistant")
+    assert not await shop.store.exists(second.file.key)
+    with pytest.raises(NotFoundError):
+        await shop.router.resolve("local/assistant")
 
 
 async def test_the_weights_least_recently_used_make_room(tiny_file: Path, tmp_path: Path) -> None:

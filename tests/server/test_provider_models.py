@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from tests.conftest import free_port
 from tests.models.conftest import SMOLLM2, Server, model_server, serve
+from timestep.models.files import WORDLLAMA
 
 __all__ = ["model_server", "serve"]
 
@@ -36,6 +37,15 @@ class Gateway(ThreadingHTTPServer):
                     answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=60)
                 self.send_response(answer.status_code)
                 self.send_header("content-type", answer.headers["content-type"])
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def do_GET(self) -> None:
+                held = self.headers["authorization"] == "Bearer sk-ours"
+                answer = (
+                    httpx.get(f"{behind}{self.path.removeprefix('/api')}") if held else httpx.Response(401, text="")
+                )
+                self.send_response(answer.status_code)
                 self.end_headers()
                 self.wfile.write(answer.content)
 
@@ -77,6 +87,26 @@ def test_a_prefix_leads_to_its_provider(prefix: str, client: OpenAI) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
 
 
+def test_what_a_provider_lists_is_listed_by_its_prefix(client: OpenAI) -> None:
+    listed = {model.id: model.owned_by for model in client.models.list()}
+    ours = {SMOLLM2: "timestep", WORDLLAMA: "timestep"}  # the providers that don't answer, or refuse, list nothing
+    assert listed == ours | {f"{prefix}/{name}": prefix for prefix in ("lab", "ollama") for name in ours}
+    assert client.models.retrieve(f"lab/{SMOLLM2}").owned_by == "lab"
+    for name in ("lab/nothing", f"away/{SMOLLM2}"):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
+    with pytest.raises(openai.BadRequestError, match="is a provider's"):
+        client.models.delete(f"lab/{SMOLLM2}")
+
+
+def test_texts_and_embeddings_go_there_too(client: OpenAI) -> None:
+    ask: dict[str, Any] = {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 4}
+    text = client.completions.create(model=f"lab/{SMOLLM2}", **ask).choices[0].text
+    assert text == client.completions.create(model=SMOLLM2, **ask).choices[0].text
+    theirs = client.embeddings.create(model=f"lab/{WORDLLAMA}", input="a cat")
+    assert theirs.data == client.embeddings.create(model=WORDLLAMA, input="a cat").data
+
+
 def test_our_key_goes_there_and_our_clients_does_not(client: OpenAI, gateway: Gateway) -> None:
     ask(client, f"lab/{SMOLLM2}", extra_headers={"cookie": "c", "x-mine": "m"})
     assert gateway.seen[-1] == {"authorization": "Bearer sk-ours", "cookie": None, "x-mine": None}
@@ -97,5 +127,7 @@ def test_what_leads_nowhere_is_said(client: OpenAI) -> None:
     for name in ("gpt-4.1", "nowhere/x", "lab/", "/x", ""):
         with pytest.raises(openai.NotFoundError):
             ask(client, name)
+    with pytest.raises(openai.NotFoundError, match=r"Did you mean 'lab/…'"):
+        ask(client, "labs/x")
     with pytest.raises(openai.BadRequestError, match="set OPENAI_API_KEY"):
         ask(client, "openai/gpt-4.1")

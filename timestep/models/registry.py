@@ -86,7 +86,9 @@ class ModelRegistry:
         if instead_of != "any":
             change = change.where(ModelRow.promoted.is_not_distinct_from(instead_of))
         async with self._database.session() as session:
-            if await session.scalar(_there(name, version).with_for_update(read=True)):  # nobody deletes it meanwhile
+            # The model's row is locked first, as where versions are deleted: nobody deletes this one meanwhile.
+            await session.execute(select(ModelRow.name).where(ModelRow.name == name).with_for_update())
+            if await session.scalar(_there(name, version)):
                 changed = await session.scalar(change.values(promoted=version).returning(ModelRow.name))
                 return changed is not None
         raise await self._absent(name, version)
