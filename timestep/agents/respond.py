@@ -108,15 +108,25 @@ def agent_output(step_id: str, agent: str, items: list[Any]) -> list[Item]:
     told: list[Item] = []
     for item in items:
         kind = item.get("type") or "message"
-        item_of = {"id": item_id(kind, response_id(step_id), len(told)), "type": kind, "status": "completed"}
         if kind == "message":
-            told.append({**complete([item])[0], **item_of})
+            told.append({**complete([item])[0], "status": "completed"})
         elif kind == "function_call":
-            call = {"name": item["name"], "arguments": item["arguments"], "server_label": agent, "error": None}
-            output = outputs.get(item["call_id"])
-            id = item_id("mcp_call", response_id(step_id), len(told))
-            told.append({**item_of, **call, "id": id, "type": "mcp_call", "output": output and text(output)})
-    return told
+            told.append(made_call(item, outputs.get(item["call_id"]), agent))
+    return [{**item, "id": item_id(item["type"], response_id(step_id), index)} for index, item in enumerate(told)]
+
+
+def made_call(call: Item, output: Any, agent: str) -> Item:
+    """A call that an agent asked for, with what came back."""
+    return {
+        "id": call["call_id"],
+        "type": "mcp_call",
+        "status": "completed",
+        "server_label": agent,
+        "name": call["name"],
+        "arguments": call["arguments"],
+        "output": None if output is None else text(output),
+        "error": None,
+    }
 
 
 class ChatModel(Model):

@@ -18,6 +18,8 @@ class StepFold:
         self._position: str | None = None
         self._told = self._heard = ""
         self._gap = False
+        self._calls: dict[str, Item] = {}  # of tools that have finished before one that was asked for earlier
+        self._next: dict[str, int] = {}
 
     def events(self, event: StepEvent) -> list[Event]:
         """What is new by this event."""
@@ -39,13 +41,23 @@ class StepFold:
                 return self._say(str(event.data["delta"]))
         return []
 
+    def called(self, position: str, item: Item) -> list[Event]:
+        """What is new by the call of an agent's tool that has finished: calls are told in the order of their asking."""
+        turn, _, _ = position.rpartition("/")
+        self._calls[position] = item
+        events: list[Event] = []
+        while (at := f"{turn}/{self._next.setdefault(turn, 0)}") in self._calls:
+            events += self._narrator.whole(self._calls.pop(at))
+            self._next[turn] += 1
+        return events
+
     def rest(self, output: list[Item]) -> list[Event]:
         """What of the whole ``output`` was not told yet."""
-        told = [_words(item) for item in self._narrator.output if item["status"] == "completed"]
+        told = [_said(item) for item in self._narrator.output if item["status"] == "completed"]
         events: list[Event] = []
         for item in output:
-            if item["type"] == "message" and _words(item) in told:
-                told.remove(_words(item))
+            if item["type"] in ("message", "mcp_call") and _said(item) in told:
+                told.remove(_said(item))
             else:
                 events += self._narrator.whole(item)
         return events + self._narrator.close()
@@ -62,6 +74,14 @@ class StepFold:
         return self._narrator.text(new)
 
 
-def _words(item: Item) -> str | None:
-    """A message's text; other items have none."""
-    return "".join(part.get("text", "") for part in item["content"]) if item["type"] == "message" else None
+def finished_tool(event: StepEvent) -> bool:
+    """Whether the event is the end of a call of one of the step's own agent's tools."""
+    ended = event.type == "call.finished" and event.data.get("kind") == "tool-call"
+    return ended and event.position is not None and event.position.count("/") == 2
+
+
+def _said(item: Item) -> tuple[object, ...]:
+    """What tells one item from another, whatever their ids."""
+    if item["type"] == "message":
+        return ("message", "".join(part.get("text", "") for part in item["content"]))
+    return (item["type"], item.get("name"), item.get("arguments"))

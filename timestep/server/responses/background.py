@@ -12,7 +12,7 @@ from timestep.agents.responses.events import Event, Narrator
 from timestep.agents.responses.items import Item
 from timestep.agents.responses.objects import ENDED, failed, skeleton
 from timestep.agents.responses.request import AGENT
-from timestep.agents.responses.told import StepFold
+from timestep.agents.responses.told import StepFold, finished_tool
 from timestep.errors import ConflictError, NotFoundError
 from timestep.server import ids
 from timestep.server.records import Records
@@ -124,10 +124,30 @@ async def _narrated(records: Records, run: FlowRun, narrator: Narrator) -> Async
         async for one in happened:
             for event in fold.events(one):
                 yield event
+            if finished_tool(one) and (call := await _made(records, run, str(one.position))) is not None:
+                for event in fold.called(str(one.position), call):
+                    yield event
     stored = await ended(records, ids.object_id(PREFIX, run.id))
     for event in fold.rest(stored.response["output"]):
         yield event
     narrator.response = stored.response
+
+
+async def _made(records: Records, run: FlowRun, position: str) -> Item | None:
+    """The call of a tool at ``position`` with what came back, from the step's record; None where it lies elsewhere."""
+    from timestep.agents.respond import made_call
+    from timestep.database.models import UnitRow
+
+    turn, _, index = position.rpartition("/")
+    async with records.database.session() as session:
+        asked = await session.get(UnitRow, (str(run.id), turn))
+        answered = await session.get(UnitRow, (str(run.id), position))
+    if asked is None or answered is None or not asked.result or not answered.result:
+        return None
+    calls = [item for item in asked.result["response"]["output"] if item.get("type") == "function_call"]
+    if not index.isdigit() or int(index) >= len(calls):
+        return None
+    return made_call(calls[int(index)], answered.result.get("output"), str(run.parameters["agent"]))
 
 
 async def ended(records: Records, name: str) -> Stored:
