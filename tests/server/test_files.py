@@ -149,6 +149,12 @@ def test_what_is_wrong_is_named(files_url: str, fields: dict[str, str], param: s
     assert stored(stage) == before
 
 
+@pytest.mark.parametrize(("query", "param"), [("limit=0", "limit"), ("purpose=x", "purpose"), ("colour=red", "colour")])
+def test_what_is_wrong_in_a_query_is_named(files_url: str, query: str, param: str) -> None:
+    response = httpx.get(f"{files_url}?{query}")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 FORMS: list[tuple[dict[str, Any], str]] = [
     ({"json": {"purpose": "user_data"}}, "is no form"),
     ({"files": {"purpose": (None, "user_data")}}, "'file' is missing"),

@@ -135,6 +135,7 @@ def test_a_cancelled_upload_takes_no_parts(client: OpenAI, stage: Stage) -> None
 @pytest.mark.parametrize(("more", "param"), [
     ({"bytes": -1}, "bytes"),
     ({"bytes": 2**63}, "bytes"),
+    ({"bytes": "1"}, "bytes"),
     ({"purpose": "nonsense"}, "purpose"),
     ({"extra_body": {"colour": "red"}}, "colour"),
     ({"expires_after": {"anchor": "created_at", "seconds": 3599}}, "expires_after.seconds"),

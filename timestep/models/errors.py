@@ -15,6 +15,10 @@ from timestep.errors import NotFoundError, NotSupportedError, ParameterError, Ra
 logger = logging.getLogger(__name__)
 
 
+# Of a request, where a parameter may be; its name doesn't say it.
+_PLACES = ("body", "query", "path", "header")
+
+
 def error_body(error: Exception) -> dict[str, Any]:
     """``{"error": {message, type, param, code}}``; a bug's text stays in the log."""
     if not isinstance(error, TimestepError):
@@ -29,7 +33,10 @@ def error_body(error: Exception) -> dict[str, Any]:
 def invalid_body(error: RequestValidationError) -> dict[str, Any]:
     """The first of what FastAPI has found wrong with a request, by name."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    place = first["loc"][1:] if first["loc"] and first["loc"][0] in _PLACES else first["loc"]
+    where = ".".join(str(part) for part in place)
+    if first["type"] == "json_invalid":
+        return _body(f"The body is no JSON: {first['ctx']['error']}.", "invalid_request_error", code="invalid_request")
     if first["type"] == "extra_forbidden":
         return error_body(NotSupportedError(where))
     why = str(first["msg"]).removeprefix("Value error, ")

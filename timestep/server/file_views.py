@@ -26,7 +26,9 @@ class ExpiresAfter(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=3600, le=BATCH_SECONDS, description="From its creation on: an hour to 30 days.")
+    seconds: int = Field(
+        strict=True, ge=3600, le=BATCH_SECONDS, description="From its creation on: an hour to 30 days."
+    )
 
 
 class FileFields(BaseModel):
@@ -76,6 +78,6 @@ def parsed(model: type[M], fields: dict[str, str]) -> M:
         else:
             nested[name] = value
     try:
-        return model.model_validate(nested)
+        return model.model_validate_strings(nested)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error

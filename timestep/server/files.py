@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from openai.types import FileDeleted
 
@@ -18,11 +18,12 @@ from timestep.server.file_views import AnyPurpose, File, FileFields, parsed, vie
 from timestep.server.forms import read_form
 from timestep.server.pages import After, Order, Page, page
 from timestep.server.ranges import asked_range
+from timestep.server.refusals import known_query
 
 if TYPE_CHECKING:
     from timestep.files import Files
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[Depends(known_query)])
 
 # A browser that is sent to a file saves it, and shows nothing of it.
 _SAFE = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox; default-src 'none'"}

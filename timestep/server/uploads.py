@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from openai.types import Upload as OpenAIUpload
 from openai.types.uploads import UploadPart
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,12 +15,13 @@ from timestep.server.documented import errors
 from timestep.server.file_views import ExpiresAfter, File, Purpose, lifetime, view
 from timestep.server.files import form_body
 from timestep.server.forms import read_form
+from timestep.server.refusals import known_query
 
 if TYPE_CHECKING:
     from timestep.database.models import UploadRow
     from timestep.server.records import Shelves
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], dependencies=[Depends(known_query)])
 
 _PART = {
     "type": "object",
@@ -42,7 +43,7 @@ class UploadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    bytes: int = Field(ge=0, le=_LARGEST, description="Of the whole file.")
+    bytes: int = Field(strict=True, ge=0, le=_LARGEST, description="Of the whole file.")
     filename: str
     mime_type: str
     purpose: Purpose
