@@ -1,4 +1,4 @@
-"""A batch of OpenAI's API: each line a request to our own HTTP API, and its answer a unit of the batch's run.
+"""A batch of OpenAI's API: each line a request, and its answer a unit of the batch's run.
 
 A batch that is started again finds its finished lines on record, and asks what is left.
 """
@@ -6,18 +6,24 @@ A batch that is started again finds its finished lines on record, and asks what 
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from prefect.client.orchestration import PrefectClient, get_client
+
+from flows.answering import Answering, Api, Responses
 from flows.asking import Asker
 from flows.support import Services
 from storage.store import ObjectStore
 from timestep.agents.record.attempt import Attempt
+from timestep.agents.record.away import prefect_reached
+from timestep.agents.record.lease import Lease
 from timestep.agents.record.ledger import Begin, Ledger
 from timestep.agents.record.units import fingerprint
-from timestep.batches.lines import BatchRequest, Checked, check, requests
+from timestep.batches.lines import BatchRequest, Checked, Endpoint, check, requests
 from timestep.batches.record import CHECK, FILES, LINES, Answer, Results
 from timestep.batches.results import ResultFiles
 from timestep.batches.settings import BatchSettings
@@ -41,15 +47,17 @@ async def run_lines(
     if checked.errors:
         first = checked.errors[0]
         raise DatasetError(input_file_id, str(first.message), first.line)
-    run_id = UUID(attempt.ledger.step_id)
-    async with Asker(services.settings, concurrency) as asker:
-        lines = Lines(attempt.ledger, asker, services.store, settings)
-        in_time = await _in_time(lines.run(files.open(input_file_id), concurrency), settings.deadline)
+    lines = Lines(attempt.ledger, services.store, settings)
+    async with _answering(attempt.lease, settings, concurrency, services) as answering:
+        asked = lines.run(files.open(input_file_id), answering, concurrency)
+        in_time = await _in_time(asked, settings.deadline)
         await lines.recorded()
-    begin = Begin(FILES, "batch", "files", "")
-    recorded = await attempt.ledger.begin(begin)
+        if not in_time:
+            await answering.stop()
+    recorded = await attempt.ledger.begin(Begin(FILES, "batch", "files", ""))
     if recorded is not None:
         return Results.model_validate(recorded.result)
+    run_id = UUID(attempt.ledger.step_id)
     writer = ResultFiles(services.database, services.store, run_id, settings.output_expires_after)
     left = None if in_time else _left(attempt.ledger, requests(files.open(input_file_id), settings.endpoint))
     results = await writer.write("completed" if in_time else "expired", checked.total, lines.counts(), left)
@@ -57,18 +65,43 @@ async def run_lines(
     return results
 
 
+@asynccontextmanager
+async def _answering(
+    lease: Lease, settings: BatchSettings, concurrency: int, services: Services
+) -> AsyncIterator[Answering]:
+    """What answers the lines. Steps under way are stopped with a batch that is cancelled, and with no other."""
+    if settings.endpoint is not Endpoint.RESPONSES:
+        async with Asker(services.settings, concurrency) as asker:
+            yield Api(asker, settings.endpoint)
+        return
+    with prefect_reached():
+        async with get_client() as client:
+            answering = Responses(lease, client, services)
+            try:
+                yield answering
+            except asyncio.CancelledError:
+                await asyncio.shield(_stop_cancelled(client, lease, answering))
+                raise
+
+
+async def _stop_cancelled(client: PrefectClient, lease: Lease, answering: Answering) -> None:
+    # One that is interrupted finds its steps again when it goes on.
+    own = await client.read_flow_run(UUID(lease.step_id))
+    if own.state is not None and (own.state.is_cancelling() or own.state.is_cancelled()):
+        await answering.stop()
+
+
 @dataclass
 class Lines:
     """The lines of a batch under way."""
 
     ledger: Ledger
-    asker: Asker
     store: ObjectStore
     settings: BatchSettings
     statuses: dict[int, int] = field(default_factory=dict)
     recording: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def run(self, stream: AsyncIterator[bytes], concurrency: int) -> None:
+    async def run(self, stream: AsyncIterator[bytes], answering: Answering, concurrency: int) -> None:
         """Have every line answered, so many at a time."""
         waiting, turn = requests(stream, self.settings.endpoint), asyncio.Lock()
 
@@ -78,7 +111,7 @@ class Lines:
                     request = await anext(waiting, None)
                 if request is None:
                     return
-                await self.line(request)
+                await self.line(request, answering)
 
         try:
             async with asyncio.TaskGroup() as workers:
@@ -87,7 +120,7 @@ class Lines:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def line(self, request: BatchRequest) -> None:
+    async def line(self, request: BatchRequest, answering: Answering) -> None:
         """One line: its answer from the record, or asked for and recorded."""
         position = f"{LINES}{request.number}"
         shown = {"custom_id": request.custom_id}
@@ -96,7 +129,7 @@ class Lines:
         if recorded is not None:
             self.statuses[request.number] = recorded.result["status"]
             return
-        answer = await self._kept(await self.asker.post(self.settings.endpoint, request.body))
+        answer = await self._kept(await answering.answer(request))
         recording = asyncio.create_task(self._record(request.number, answer))
         self.recording.add(recording)
         recording.add_done_callback(self.recording.discard)

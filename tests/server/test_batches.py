@@ -1,15 +1,27 @@
 """/v1/batches through OpenAI's own client, on the running service: each line once, whatever is killed."""
 
+import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
+import openai
+import psutil
 import pytest
 from openai import OpenAI
 from openai.types import Batch
+from sqlalchemy import select
 
+from deployments.state import load_state
 from tests.conftest import Service
+from timestep.agents.record import identity
+from timestep.database.engine import Database
+from timestep.database.models import StepRow, UnitRow
+from timestep.settings import Settings
 
 MODEL = "local/pupil"  # tiny
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -62,3 +74,187 @@ def test_a_batch_answers_every_line_in_order(client: OpenAI) -> None:
     assert [line["custom_id"] for line in lines] == ["c", "a", "b"]
     assert all(line["response"]["status_code"] == 200 and line["error"] is None for line in lines)
     assert lines[0]["response"]["body"]["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_a_line_that_fails_fails_alone_and_goes_to_the_error_file(client: OpenAI) -> None:
+    lines = [chat("good"), chat("nobody", model="local/nobody"), chat("odd", no_such=1)]
+    done = ended(client, start(client, lines))
+    assert done.status == "completed"
+    counts = done.request_counts
+    assert counts is not None and (counts.total, counts.completed, counts.failed) == (3, 1, 2)
+    assert [line["custom_id"] for line in results(client, done.output_file_id)] == ["good"]
+    nobody, odd = results(client, done.error_file_id)
+    assert nobody["custom_id"] == "nobody" and nobody["response"]["status_code"] == 404
+    assert "local/nobody" in nobody["response"]["body"]["error"]["message"]
+    assert odd["response"]["status_code"] == 400 and "no_such" in odd["response"]["body"]["error"]["message"]
+
+
+def test_a_file_that_makes_no_sense_fails_the_batch_line_by_line(client: OpenAI) -> None:
+    lines = [chat("a"), "{no json", chat("a"), {**chat("b"), "url": "/v1/embeddings"}, {**chat("c"), "method": "GET"}]
+    done = ended(client, start(client, [*lines, chat("d", stream=True)]))
+    assert done.status == "failed" and done.output_file_id is None
+    assert done.errors is not None and done.errors.data is not None
+    told = [(error.line, error.code) for error in done.errors.data]
+    assert told == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "invalid_url"),
+        (5, "invalid_method"),
+        (6, "invalid_request"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"endpoint": "/v1/moderations"}, "endpoint"),
+        ({"completion_window": "soon"}, "completion_window"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"extra_body": {"priority": 1}}, "priority"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(client: OpenAI, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        start(client, [chat("a")], **changes)
+
+
+def test_absent_batches_and_files_are_404(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="file-nowhere"):
+        client.batches.create(input_file_id="file-nowhere", endpoint="/v1/embeddings", completion_window="24h")
+    for name in ("batch_no", "batch_" + "0" * 32):
+        with pytest.raises(openai.NotFoundError, match=name):
+            client.batches.retrieve(name)
+
+
+def test_lines_for_responses_are_steps(service: Service, client: OpenAI) -> None:
+    def line(custom_id: str, **body: Any) -> dict[str, Any]:
+        return {"custom_id": custom_id, "method": "POST", "url": "/v1/responses", "body": body}
+
+    lines = [
+        line("model", model=MODEL, input="hi", max_output_tokens=16),
+        line("agent", model="agent/receiver", input="go"),
+        line("odd", model=MODEL, input="hi", background=True),
+    ]
+    done = ended(client, start(client, lines, endpoint="/v1/responses"))
+    assert done.status == "completed"
+    by_model, by_agent = results(client, done.output_file_id)
+    assert by_model["response"]["body"]["object"] == "response" and by_model["response"]["body"]["output"]
+    stored = client.responses.retrieve(by_agent["response"]["body"]["id"])
+    assert stored.output_text == "received" and stored.status == "completed"
+    (odd,) = results(client, done.error_file_id)
+    assert odd["response"]["status_code"] == 400 and "background" in odd["response"]["body"]["error"]["message"]
+
+
+def test_other_endpoints_answer_too(client: OpenAI) -> None:
+    def line(url: str, **body: Any) -> dict[str, Any]:
+        return {"custom_id": url, "method": "POST", "url": url, "body": body}
+
+    embedded = start(
+        client,
+        [line("/v1/embeddings", model="wordllama-256", input=["one text"] * 20)],
+        endpoint="/v1/embeddings",
+    )
+    completed = start(
+        client,
+        [line("/v1/completions", model=MODEL, prompt="Once", max_tokens=3)],
+        endpoint="/v1/completions",
+    )
+    (vectors,) = results(client, ended(client, embedded).output_file_id)
+    assert len(vectors["response"]["body"]["data"]) == 20
+    assert len(vectors["response"]["body"]["data"][0]["embedding"]) == 256
+    (text,) = results(client, ended(client, completed).output_file_id)
+    assert text["response"]["body"]["object"] == "text_completion"
+
+
+def test_a_cancelled_batch_keeps_the_answers_that_it_got(client: OpenAI) -> None:
+    batch = start(client, [chat("quick"), *(chat(f"slow {n}", max_tokens=900) for n in range(60))])
+    while not (batch.request_counts and batch.request_counts.completed):
+        assert batch.status in ("validating", "in_progress")
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    done = ended(client, batch)
+    assert done.status == "cancelled" and done.cancelling_at and done.cancelled_at
+    kept = results(client, done.output_file_id)
+    assert done.request_counts is not None and len(kept) == done.request_counts.completed < 61
+    assert kept[0]["custom_id"] == "quick"
+    assert client.batches.retrieve(batch.id).output_file_id == done.output_file_id
+    assert client.batches.cancel(batch.id).status == "cancelled"
+    finished = ended(client, start(client, [chat("a")]))
+    with pytest.raises(openai.ConflictError, match="completed"):
+        client.batches.cancel(finished.id)
+
+
+def test_lines_without_an_answer_in_the_window_expire(client: OpenAI) -> None:
+    lines = [chat("quick"), *(chat(f"slow {n}", max_tokens=900) for n in range(60))]
+    done = ended(client, start(client, lines, completion_window="8s"))
+    assert done.status == "expired" and done.expired_at
+    counts = done.request_counts
+    assert counts is not None and counts.total == 61 and counts.completed + counts.failed == 61
+    expired = results(client, done.error_file_id)
+    assert len(expired) == counts.failed > 0
+    assert {line["error"]["code"] for line in expired} == {"batch_expired"}
+    assert all(line["response"] is None for line in expired)
+
+
+def test_lists_are_paged(client: OpenAI) -> None:
+    made = [start(client, [{**chat("a"), "url": "/"}]).id for _ in range(3)]
+    first = client.batches.list(limit=2)
+    assert [batch.id for batch in first.data] == made[:0:-1] and first.has_more
+    everything = []
+    for batch in client.batches.list(limit=2):
+        everything.append(batch.id)
+        if batch.id == made[0]:
+            break
+    assert everything == made[::-1]
+
+
+def test_kills_of_the_server_and_of_the_batchs_process_repeat_no_finished_line(
+    service: Service, client: OpenAI
+) -> None:
+    batch = start(client, [chat(f"line {n}", max_tokens=200) for n in range(24)])
+    run_id = UUID(batch.id.removeprefix("batch_"))
+    patient = client.with_options(max_retries=30)
+    while not (batch.request_counts and batch.request_counts.completed > 2):
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    killed = http_server(service).pid
+    os.kill(killed, signal.SIGKILL)
+    while (again := patient.batches.retrieve(batch.id)).status == "validating":
+        time.sleep(0.1)
+    assert again.id == batch.id and http_server(service).pid != killed
+    before, holder = asyncio.run(record(service, run_id))
+    assert holder is not None
+    identity.send(holder, signal.SIGKILL)
+    done = ended(patient, again, 150)
+    assert done.status == "completed"
+    after, _ = asyncio.run(record(service, run_id))
+    assert len(before) > 0 and before.items() <= after.items()
+    lines = results(client, done.output_file_id)
+    assert [line["custom_id"] for line in lines] == [f"line {n}" for n in range(24)]
+    assert len({line["response"]["body"]["id"] for line in lines}) == 24
+
+
+def http_server(service: Service) -> psutil.Process:
+    state = load_state(Settings(home=service.home))
+    assert state is not None
+    for child in psutil.Process(state.pid).children(recursive=True):
+        if "timestep.server" in child.cmdline():
+            return child
+    raise AssertionError("no HTTP server runs")
+
+
+async def record(service: Service, run_id: UUID) -> tuple[dict[str, Any], str | None]:
+    """The answers of a batch's finished lines by position, and its process."""
+    state = load_state(Settings(home=service.home))
+    assert state is not None
+    database = Database(state.database)
+    mine = (UnitRow.step_id == str(run_id), UnitRow.position.startswith("line/"), UnitRow.finished_at.is_not(None))
+    try:
+        async with database.session() as session:
+            units = {
+                unit.position: unit.result["body"]["id"] for unit in await session.scalars(select(UnitRow).where(*mine))
+            }
+            return units, await session.scalar(select(StepRow.holder).where(StepRow.id == str(run_id)))
+    finally:
+        await database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 TAG, PREFIX, KIND = "openai:fine_tuning", "ftjob-", "fine-tuning job"
 PREPARE, EPOCH, METRICS = "training/prepare", "training/epoch-", "training/metrics"
+JUDGED = "training/evaluate-after"
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
@@ -56,7 +58,7 @@ async def trained(database: Database, run_ids: Sequence[UUID]) -> dict[UUID, Tra
 
     found = {run_id: Trained() for run_id in run_ids}
     names = [str(run_id) for run_id in run_ids]
-    wanted = or_(UnitRow.position.in_((PREPARE, METRICS)), UnitRow.position.startswith(EPOCH))
+    wanted = or_(UnitRow.position.in_((PREPARE, METRICS, JUDGED)), UnitRow.position.startswith(EPOCH))
     done = select(UnitRow).where(UnitRow.step_id.in_(names), UnitRow.finished_at.is_not(None), wanted)
     made = select(ModelVersionRow).where(ModelVersionRow.origin.in_(names))
     async with database.session() as session:
@@ -146,11 +148,23 @@ def checkpoints(run: FlowRun, done: Trained) -> list[FineTuningJobCheckpoint]:
                 created_at=int(unit.finished_at.timestamp()) if unit.finished_at else 0,
                 fine_tuned_model_checkpoint=str(done.model) if final else f"{name}:ckpt-step-{step}",
                 fine_tuning_job_id=ids.object_id(PREFIX, run.id),
-                metrics=Metrics(step=step, train_loss=facts["loss"], train_mean_token_accuracy=facts["accuracy"]),
+                metrics=Metrics(
+                    step=step,
+                    train_loss=facts["loss"],
+                    train_mean_token_accuracy=facts["accuracy"],
+                    full_valid_loss=_valid_loss(done) if final else None,
+                ),
                 step_number=step,
             )
         )
     return found[::-1]
+
+
+def _valid_loss(done: Trained) -> float | None:
+    """The result's loss on the held-out conversations; it is what is measured of it as perplexity."""
+    unit = done.units.get(JUDGED)
+    perplexity = unit.result.get("perplexity") if unit is not None and unit.result else None
+    return round(math.log(perplexity), 5) if perplexity else None
 
 
 async def _error(run: FlowRun) -> Error:
