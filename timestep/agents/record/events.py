@@ -37,8 +37,8 @@ _INSERT = """
 with lease as (select id from steps where id = $1 and attempt = $2 for share),
 added as (
     insert into events (step_id, id, type, position, data)
-    select lease.id, given.id, given.type, given.position, given.data::jsonb
-    from lease, unnest($3::bigint[], $4::text[], $5::text[], $6::text[]) as given (id, type, position, data)
+    select lease.id, $3 + given.number, given.type, given.position, given.data::jsonb
+    from lease, unnest($4::text[], $5::text[], $6::text[]) with ordinality as given (type, position, data, number)
     on conflict do nothing
 )
 select pg_notify($7, id) from lease
@@ -97,9 +97,9 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Batch:
-    """Events with their ids, as the columns of one write."""
+    """Events with ids one after the other from above ``after``, as the columns of one write."""
 
-    ids: list[int] = field(default_factory=list)
+    after: int
     types: list[str] = field(default_factory=list)
     positions: list[str | None] = field(default_factory=list)
     data: list[str] = field(default_factory=list)
@@ -248,10 +248,9 @@ class EventLog:
             self._writing = bool(taken)
         if not taken:
             return None
-        batch = _Batch()
+        batch = _Batch(self._number)
+        self._number += len(taken)
         for waiting in taken:
-            self._number += 1
-            batch.ids.append(self._number)
             batch.types.append(waiting.type)
             batch.positions.append(waiting.position)
             batch.data.append(waiting.text())
@@ -282,7 +281,7 @@ class EventLog:
         if self._connection is None:
             # A crash of the database may cost watchers the last half second, never the step anything.
             self._connection = await self._database.connect(server_settings={"synchronous_commit": "off"})
-        columns = (batch.ids, batch.types, batch.positions, batch.data)
+        columns = (batch.after, batch.types, batch.positions, batch.data)
         lease = (self._lease.step_id, self._lease.attempt)
         return bool(await self._connection.fetch(_INSERT, *lease, *columns, CHANNEL))
 
