@@ -83,7 +83,8 @@ class Database:
         Raises:
             ServiceUnavailableError: the server can't be reached.
         """
-        (_, arguments) = self.engine.dialect.create_connect_args(self._of(TIMESTEP))
+        url = self._of(TIMESTEP)
+        (_, arguments) = url.get_dialect()().create_connect_args(url)
         arguments.pop("prepared_statement_cache_size", None)
         with self._reached():
             return await asyncpg.connect(**arguments, **options)
@@ -126,7 +127,8 @@ class Database:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self.engine.dispose()
+        if "engine" in self.__dict__:
+            await self.engine.dispose()
 
     def _of(self, database: str) -> URL:
         return self._url.set(database=database)

@@ -5,27 +5,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
-
 from storage.store import ObjectStore
 from timestep.agents.record import lease as leases
 from timestep.agents.record.events import EventLog
 from timestep.agents.record.lease import Lease
 from timestep.agents.record.ledger import DatabaseLedger
 from timestep.database.engine import Database
-from timestep.database.models import StepRow
 from timestep.errors import ServiceUnavailableError
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What this process holds of the step while it works on it; ``started`` is when its first process did so."""
+    """What this process holds of the step while it works on it."""
 
     database: Database
     lease: Lease
     ledger: DatabaseLedger
     events: EventLog
-    started: datetime
 
     @classmethod
     @asynccontextmanager
@@ -41,11 +37,16 @@ class Attempt:
         ledger = await DatabaseLedger.open(database, lease, store)
         events = EventLog(database, lease)
         try:
-            yield cls(database, lease, ledger, events, await _started(database, step_id))
+            yield cls(database, lease, ledger, events)
         finally:
             await events.close()
             await ledger.close()
             await database.close()
+
+    @property
+    def started(self) -> datetime:
+        """When the step's first process began."""
+        return self.ledger.started
 
     async def confirm(self) -> None:
         """Return only if what comes next, such as the run's final state, is this process's to say.
@@ -57,8 +58,3 @@ class Attempt:
             await self.ledger.check()
         except ServiceUnavailableError:
             leases.end_process(1)
-
-
-async def _started(database: Database, step_id: str) -> datetime:
-    async with database.session() as session:
-        return (await session.scalars(select(StepRow.created_at).where(StepRow.id == step_id))).one()

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]
@@ -229,6 +230,7 @@ class DatabaseLedger:
         self._large: dict[str, Reference] = {}
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
+        self.started = datetime.now(UTC)  # the step's first process, once loaded
 
     @classmethod
     async def open(
@@ -314,9 +316,8 @@ class DatabaseLedger:
             self._lease.superseded()
 
     async def _load(self, connection: asyncpg.Connection) -> None:
-        self._known.accept_changes = await connection.fetchval(
-            "select accept_changes from steps where id = $1", self.step_id
-        )
+        step = await connection.fetchrow("select accept_changes, created_at from steps where id = $1", self.step_id)
+        self._known.accept_changes, self.started = step["accept_changes"], step["created_at"]
         for row in await connection.fetch(_LOAD, self.step_id):
             values = dict(row)
             elsewhere = json.loads(values.pop("result_reference") or "null")
