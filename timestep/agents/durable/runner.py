@@ -1,6 +1,5 @@
 """The SDK's runner within a step: every run, whoever starts it, is a run of recorded calls."""
 
-from dataclasses import replace
 from typing import Any
 
 from agents import Agent, RunConfig, RunResult, RunResultStreaming
@@ -40,11 +39,10 @@ class DurableRunner(AgentRunner):
         given = kwargs.get("run_config")
         config = run.configure(RunConfig(tracing_disabled=True) if given is None else _coerce_run_config(given))
         names: list[str] = []
-        kwargs["run_config"] = replace(
-            config,
-            input_guardrails=scoped(config.input_guardrails, _of_run, names),
-            output_guardrails=scoped(config.output_guardrails, _of_run, names),
-        )
+        # Set, since each copy has the SDK work out its types anew, a millisecond.
+        config.input_guardrails = scoped(config.input_guardrails, _of_run, names)
+        config.output_guardrails = scoped(config.output_guardrails, _of_run, names)
+        kwargs["run_config"] = config
         run.graph = run.graph or Graph(run)
         return run.graph.clone(agent)
 

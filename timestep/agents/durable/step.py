@@ -160,14 +160,14 @@ class Run:
         return f"{self.path}{part(agent)}/{turn}"
 
     def configure(self, config: RunConfig) -> RunConfig:
-        """The run's configuration without what would go around the recorded calls: kept here instead."""
+        """A copy of the configuration without what would go around the recorded calls: kept here instead."""
         if config.model is not None:
             self.model = config.model
-        if config.model_settings is not None:
-            limits, settings = Limits.taken_from(config.model_settings)
+        settings = config.model_settings
+        if settings is not None:
+            limits, settings = Limits.taken_from(settings)
             self.limits = limits.over(self.limits)
-            config = replace(config, model_settings=settings)
-        return replace(config, model=None)
+        return replace(config, model=None, model_settings=settings)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
