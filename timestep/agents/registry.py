@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -48,6 +48,7 @@ class Orchestrated:
 
 
 Registered = Agent[Any] | Orchestrated
+Maker = Callable[[], Registered]  # of an agent that is made when it is asked for
 
 ASSISTANT = "assistant"
 
@@ -55,7 +56,7 @@ ASSISTANT = "assistant"
 class AgentRegistry:
     """Agents by name, and for each the base model that it serves and learns on."""
 
-    def __init__(self, agents: Mapping[str, Registered], default_base: str, default: str = ASSISTANT) -> None:
+    def __init__(self, agents: Mapping[str, Registered | Maker], default_base: str, default: str = ASSISTANT) -> None:
         self._agents = dict(agents)
         self._default_base = default_base
         self.default = default  # the agent of those who name none, such as clients of the Agent Protocol
@@ -102,7 +103,10 @@ class AgentRegistry:
     def _find(self, name: str) -> Registered:
         if name not in self._agents:
             raise NotFoundError("agent", name, self._agents)
-        return self._agents[name]
+        agent = self._agents[name]
+        if not isinstance(agent, Agent | Orchestrated):
+            agent = self._agents[name] = agent()
+        return agent
 
 
 def load_registry(settings: Settings) -> AgentRegistry:
@@ -112,7 +116,7 @@ def load_registry(settings: Settings) -> AgentRegistry:
         AgentFileError: a file that is absent or does not import, with its line.
         ConflictError: two files that define one name.
     """
-    found: dict[str, Registered] = {ASSISTANT: assistant()}
+    found: dict[str, Registered | Maker] = {ASSISTANT: assistant}  # making its tools takes 7 ms
     origin: dict[str, Path | None] = {ASSISTANT: None}
     for path in settings.agents:
         for agent in load_agents(path):
