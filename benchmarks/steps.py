@@ -86,8 +86,9 @@ async def _bare() -> None:
     from timestep.agents.record.attempt import Attempt
     from timestep.agents.think import Thinking, think
     from timestep.agents.types import InferenceSettings
+    from timestep.settings import load_settings
 
-    services = Services.open()
+    services = Services.open(load_settings())
     request = Thinking(uuid.uuid4().hex, "go", "quick", None, None, 10, InferenceSettings())
     async with Attempt.begin(services.database, services.store, request.step_id) as attempt:
         people = People(services.database, attempt.lease)

@@ -32,6 +32,7 @@ from timestep.batches.lines import Endpoint
 from timestep.batches.record import Results
 from timestep.batches.settings import BatchSettings
 from timestep.errors import ConflictError, DatasetError, TimestepError, UsageError
+from timestep.settings import load_settings
 
 DEPLOYMENT = "step/step"
 STEPS = BatchSettings()
@@ -72,9 +73,10 @@ async def batch(
 ) -> BatchOutput | Results:
     """Run a batch; a line that fails, fails alone."""
     batch_id = str(flow_run.get_id())
+    home = load_settings()
     async with outlived():
-        lease = await hold(batch_id)
-    services = Services.open()
+        lease = await hold(home, batch_id)
+    services = Services.open(home)
     assert lease is not None, "services have a database"
     if settings.endpoint is Endpoint.STEP:
         return await _steps(lease, services, inputs, concurrency, output)

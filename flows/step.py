@@ -15,6 +15,7 @@ from timestep.agents.record.sessions import NotYourTurnError
 from timestep.agents.record.waiting import Verdict
 from timestep.agents.think import Thinking, deadline, think
 from timestep.agents.types import InferenceSettings, Mode, StepOutput, TrainingSettings
+from timestep.settings import load_settings
 
 THINKING = InferenceSettings()
 LEARNING = TrainingSettings()
@@ -48,9 +49,10 @@ async def step(
 ) -> StepOutput:
     """Run one agent step; see the parameters' titles and descriptions."""
     step_id = str(flow_run.get_id())
+    settings = load_settings()
     async with outlived():
-        await hold(step_id)
-    services = Services.open()
+        await hold(settings, step_id)
+    services = Services.open(settings)
     async with outlived(), Attempt.begin(services.database, services.store, step_id) as attempt:
         attempt.events.publish("step.started", attempt=attempt.lease.attempt)
         try:

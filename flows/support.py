@@ -19,7 +19,7 @@ from timestep.agents.registry import AgentRegistry, load_registry
 from timestep.agents.types import StepOutput
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError, TimestepError, UsageError
-from timestep.settings import Settings, load_settings
+from timestep.settings import Settings
 
 RELEASE_SECONDS = 5.0
 
@@ -33,7 +33,7 @@ def shown(title: str, description: str, **bounds: Any) -> Any:
     return Field(json_schema_extra={"title": title, "description": description}, **bounds)
 
 
-async def hold(run_id: str) -> Lease | None:
+async def hold(settings: Settings, run_id: str) -> Lease | None:
     """Take the flow run's lease: first of all, since what a flow imports may take longer than a start is given.
 
     None where the settings name no database.
@@ -41,7 +41,6 @@ async def hold(run_id: str) -> Lease | None:
     Raises:
         ServiceUnavailableError: the database stayed away for two minutes.
     """
-    settings = load_settings()
     if settings.database_url is None:
         return None
     return await Lease.acquire(Database(settings.database_url), run_id, end_hung=True)
@@ -65,14 +64,13 @@ class Services:
     database: Database
 
     @classmethod
-    def open(cls) -> Self:
+    def open(cls, settings: Settings) -> Self:
         """Opened anew for each flow run: agents files may have changed since the last.
 
         Raises:
             UsageError: the settings name no database.
             AgentFileError: an agents file that does not import.
         """
-        settings = load_settings()
         if settings.database_url is None:
             raise UsageError(
                 "Steps are recorded in the service's database, and TIMESTEP_DATABASE_URL names none. "
