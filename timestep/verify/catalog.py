@@ -1,6 +1,7 @@
 """The suites by name, in the order in which they run."""
 
 from timestep.errors import NotFoundError
+from timestep.verify.document import SchemathesisSuite
 from timestep.verify.programs import NodeSuite, PytestSuite, Suite
 
 SUITES: dict[str, Suite] = {
@@ -9,6 +10,7 @@ SUITES: dict[str, Suite] = {
         PytestSuite("openai-python", "the official Python client over every endpoint", "openai_python"),
         NodeSuite("openai-js", "the official JavaScript client over every endpoint", "openai_js"),
         PytestSuite("langchain", "LangChain's standard tests of chat and embedding models", "langchain"),
+        SchemathesisSuite("schemathesis", "the service's own OpenAPI document, held to its word"),
     )
 }
 

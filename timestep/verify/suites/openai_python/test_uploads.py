@@ -27,7 +27,7 @@ def test_parts_in_any_order(client: OpenAI) -> None:
 
 
 def test_wrong_size_is_refused(client: OpenAI) -> None:
-    upload = _begin(client, size=10)
+    upload = _begin(client, size=len(PARTS[0]) + 1)
     part = client.uploads.parts.create(upload, data=PARTS[0]).id
     with pytest.raises(BadRequestError):
         client.uploads.complete(upload, part_ids=[part])
