@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from openai import OpenAI
@@ -21,6 +22,11 @@ OCEAN: list[Any] = [{"role": "user", "content": "Tell me about the ocean."}]
 @pytest.fixture(scope="module")
 def public(serve: Callable[..., Server], model_server: Server) -> Server:
     return serve("timestep.server", MODEL_SERVER_URL=model_server.url)
+
+
+@pytest.fixture(scope="module")
+def document(public: Server) -> dict[str, Any]:
+    return dict(httpx.get(f"{public.url}/openapi.json", timeout=60).json())
 
 
 @pytest.fixture
@@ -59,6 +65,55 @@ def test_errors_go_through(client: OpenAI) -> None:
         client.chat.completions.create(model=SMOLLM2, messages=OCEAN, functions=[{"name": "now"}])
     assert (refused.value.param, refused.value.code) == ("functions", "unsupported_parameter")
     assert [model.id for model in client.models.list()] == [SMOLLM2, WORDLLAMA]
+
+
+def test_an_agents_own_model_is_not_deleted(client: OpenAI) -> None:
+    with pytest.raises(openai.ConflictError, match="is the one of agent 'assistant'"):
+        client.models.delete("local/assistant")
+    with pytest.raises(openai.BadRequestError, match="was not trained here"):
+        client.models.delete(SMOLLM2)
+    with pytest.raises(openai.NotFoundError):
+        client.models.delete("local/nobody@1")
+
+
+CHAT: dict[str, Any] = {"messages": OCEAN, "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/chat/completions", {"model": SMOLLM2, **CHAT}),
+        ("/chat/completions", {"model": SMOLLM2, **CHAT, "n": 2, "logprobs": True, "top_logprobs": 2}),
+        ("/completions", {"model": SMOLLM2, "prompt": ["a", "b"], "max_tokens": 2}),
+        ("/completions", {"model": SMOLLM2, "prompt": "The ocean", "max_tokens": 2, "echo": True, "logprobs": 2}),
+        ("/completions", {"model": SMOLLM2, "prompt": "The ocean", "max_tokens": 2, "logprobs": 0}),
+        ("/embeddings", {"model": WORDLLAMA, "input": ["a cat", "a dog"]}),
+        ("/embeddings", {"model": WORDLLAMA, "input": "a cat", "encoding_format": "base64"}),
+        ("/models", None),
+        ("/models/{model}", None),
+    ],
+)
+def test_requests_and_answers_are_as_documented(path: str, body: Any, public: Server, document: dict[str, Any]) -> None:
+    operation = document["paths"][f"/v1{path}"]["get" if body is None else "post"]
+    if body is None:
+        answer = httpx.get(f"{public.api}{path.replace('{model}', SMOLLM2)}")
+    else:
+        jsonschema.validate(body, operation["requestBody"]["content"]["application/json"]["schema"])
+        answer = httpx.post(f"{public.api}{path}", json=body, timeout=60)
+    assert answer.status_code == 200
+    schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    jsonschema.validate(answer.json(), {**schema, "components": document["components"]})
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/embeddings"])
+def test_what_is_refused_is_so_in_the_document(path: str, public: Server, document: dict[str, Any]) -> None:
+    body = {"model": SMOLLM2, "messages": OCEAN, "prompt": "a", "input": "a", "nonsense": 1}
+    schema = document["paths"][f"/v1{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    known = {name: value for name, value in body.items() if name in schema["properties"]} | {"nonsense": 1}
+    with pytest.raises(jsonschema.ValidationError, match="'nonsense' was unexpected"):
+        jsonschema.validate(known, schema)
+    refused = httpx.post(f"{public.api}{path}", json=known)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "nonsense")
 
 
 def test_an_unknown_path_gets_openais_shape(public: Server) -> None:

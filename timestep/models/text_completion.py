@@ -69,10 +69,10 @@ def _logprobs(entries: Sequence[dict[str, Any]], offset: int) -> dict[str, Any]:
     for entry in entries:
         offsets.append(offset)
         offset += len(entry["token"])
-    first = [{other["token"]: other["logprob"] for other in entry["top_logprobs"]} or None for entry in entries]
+    likeliest = [{other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in entries]
     return {
         "tokens": [entry["token"] for entry in entries],
         "token_logprobs": [entry["logprob"] for entry in entries],
-        "top_logprobs": first,
+        "top_logprobs": likeliest if any(likeliest) else None,
         "text_offset": offsets,
     }
