@@ -40,7 +40,9 @@ def verify(
     if as_json:
         print(json.dumps([result.dump() for result in results]))
     else:
-        show(results, Console(highlight=False))
+        output = Console(highlight=False)
+        # Not a terminal: 80 columns, which rich takes then, would fold the figures.
+        show(results, output if output.is_terminal else Console(highlight=False, width=200))
     if any(result.failures for result in results):
         raise typer.Exit(1)
 

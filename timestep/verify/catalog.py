@@ -2,6 +2,7 @@
 
 from timestep.errors import NotFoundError
 from timestep.verify.document import SchemathesisSuite
+from timestep.verify.measures import BerkeleySuite, LocustSuite
 from timestep.verify.programs import NodeSuite, PytestSuite, Suite
 
 SUITES: dict[str, Suite] = {
@@ -11,6 +12,8 @@ SUITES: dict[str, Suite] = {
         NodeSuite("openai-js", "the official JavaScript client over every endpoint", "openai_js"),
         PytestSuite("langchain", "LangChain's standard tests of chat and embedding models", "langchain"),
         SchemathesisSuite("schemathesis", "the service's own OpenAPI document, held to its word"),
+        BerkeleySuite("bfcl", "Berkeley function calling, a measure of the model"),
+        LocustSuite("locust", "50 clients that chat and 20 steps in the background"),
     )
 }
 
