@@ -123,11 +123,22 @@ def test_an_unknown_path_gets_openais_shape(public: Server) -> None:
 
 
 @pytest.mark.parametrize("model", ["/etc/x.gguf", "local//etc/x.gguf", "~/x.gguf", "https://example.com/x.gguf"])
-def test_the_servers_own_files_are_not_for_the_asking(model: str, client: OpenAI) -> None:
+def test_the_servers_own_files_are_not_for_the_asking(model: str, client: OpenAI, public: Server) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model=model, messages=OCEAN)
     with pytest.raises(openai.NotFoundError):
+        client.completions.create(model=model, prompt="x")
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model=model, input="x")
+    with pytest.raises(openai.NotFoundError):
         client.models.retrieve(model)
+    with pytest.raises(openai.NotFoundError):
+        client.models.delete(model)
+    for background in (False, True):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.create(model=model, input="x", background=background)
+    for step in ({"model": model}, {"inference": {"request": {"model": model, "input": "x"}}}):
+        assert httpx.post(f"{public.api}/steps", json=step, timeout=30).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/etc/model.gguf", "%2Fetc%2Fmodel.gguf", "%252Fetc%252Fmodel.gguf", "%2525x"])

@@ -9,6 +9,8 @@ from typing import Any
 from openai.types import BatchError
 from pydantic import BaseModel
 
+from timestep.models.routing import is_file
+
 MOST_REQUESTS = 50_000  # in one file, as OpenAI has it
 MOST_ERRORS = 100  # told of one file
 
@@ -129,6 +131,8 @@ def parse(number: int, text: bytes, endpoint: Endpoint) -> BatchRequest:
         raise LineRefusedError("missing_required_parameter", "'body': a JSON object is expected.", "body")
     if not isinstance(body.get("model"), str):
         raise LineRefusedError("missing_required_parameter", "'body.model': a text is expected.", "body.model")
+    if is_file(body["model"]):  # the model server takes paths and URLs, and a client names models only
+        raise LineRefusedError("model_not_found", f"No model '{body['model']}'.", "body.model")
     if body.get("stream"):
         raise LineRefusedError("invalid_request", "'body.stream': a batch streams nothing.", "body.stream")
     if unknown := set(line) - {"custom_id", "method", "url", "body"}:

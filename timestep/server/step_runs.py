@@ -11,6 +11,7 @@ from timestep.errors import NotFoundError, ParameterError
 from timestep.keys import Scope
 from timestep.server.agents import roster
 from timestep.server.documented import errors
+from timestep.server.inference import refuse_files
 from timestep.server.pages import After, Limit, Order, Page, page
 from timestep.server.security.scopes import demand
 from timestep.server.steps import records_of, step_id
@@ -44,6 +45,8 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     from timestep import runs, steps
 
     demand(request, Scope.TRAINING if body.mode is Mode.TRAINING else Scope.INFERENCE, "POST /v1/steps")
+    refuse_files(body.model or "")
+    refuse_files(str(((body.inference and body.inference.request) or {}).get("model")))
     there = await roster(request)
     names = [one.id for one in there.agents]
     if body.agent is not None and body.agent not in names:

@@ -11,6 +11,7 @@ from timestep.agents.responses.request import ResponseRequest, checked
 from timestep.errors import NotFoundError, ParameterError, RunFailedError
 from timestep.models.disconnect import ClientGone, unless_gone
 from timestep.server.agents import roster
+from timestep.server.inference import refuse_files
 from timestep.server.records import Housekeeper, Records
 from timestep.server.responses import foreground, lookup, stored, streams
 
@@ -24,6 +25,7 @@ async def create(request: Request, body: dict[str, Any]) -> Response:
         ServiceUnavailableError: a part of the service is away.
     """
     asked = checked(body)
+    refuse_files(asked.model)
     earlier = await _earlier(request, asked)
     items = _referred(complete(asked.input), earlier)
     if not earlier and not items:
