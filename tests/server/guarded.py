@@ -19,7 +19,8 @@ SERVICE_KEY = "ts-of-the-service-itself-00000000"
 PROVIDER_KEY = "of-a-provider-1111111111"
 SECRETS = (SERVICE_KEY, PROVIDER_KEY)
 MAX_BODY = 100_000
-MESSAGES = [{"role": "user", "content": "What is 17 times 23?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "What is 17 times 23?"}]
+ASKED: dict[str, Any] = {"model": "scripted", "messages": MESSAGES}
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Guarded:
     async def key(self, database: Database, *scopes: Scope, per_minute: int | None = None) -> str:
         """A new key, once the server asks for one."""
         _, key = await Keys(database).create("test", scopes, per_minute)
-        until(lambda: self.ask("GET", "/v1/agents").status_code == 401)
+        until(lambda: self.ask("GET", "/v1/nowhere").status_code == 401)
         return key
 
 

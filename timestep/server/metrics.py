@@ -184,7 +184,7 @@ def _template(scope: Scope) -> str:
     route = scope.get("route")
     # FastAPI of today keeps a router within a router: the whole path is what its context says.
     within = scope.get("fastapi", {}).get("effective_route_context")
-    return NO_ROUTE if route is None else str((within or route).path)
+    return NO_ROUTE if route is None else str(getattr(within or route, "path_format", route.path))
 
 
 def _method(scope: Scope) -> str:
