@@ -1,0 +1,83 @@
+"""A step's events folded into those of its response: whatever happened in between, each word is told once."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from timestep.agents.record.events import Event as StepEvent
+from timestep.agents.responses.events import Event, Narrator
+from timestep.agents.responses.objects import skeleton
+from timestep.agents.responses.request import checked
+from timestep.agents.responses.told import StepFold, finished_tool
+
+POSITION = "responses/0"
+
+
+def fold(*happened: tuple[str, dict[str, Any]], output: list[Any]) -> list[Event]:
+    """The events of a response whose step these things happened in, and that said ``output`` in the end."""
+    narrator = Narrator(skeleton(checked({"model": "m", "input": "x"}), "resp_0", 0, "queued"))
+    told = StepFold(narrator)
+    events: list[Event] = []
+    for number, (kind, data) in enumerate(happened, 1):
+        position = data.pop("at", POSITION)
+        event = StepEvent(number, kind, position, data, datetime.now(UTC))
+        events += told.events(event)
+        if finished_tool(event):
+            events += told.called(position, data["item"])
+    return events + told.rest(output)
+
+
+def said(text: str) -> tuple[str, dict[str, Any]]:
+    return ("output_text.delta", {"delta": text})
+
+
+def message(text: str) -> dict[str, Any]:
+    return {"type": "message", "status": "completed", "content": [{"type": "output_text", "text": text}]}
+
+
+def deltas(events: list[Event]) -> list[str]:
+    return [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+
+
+def done(events: list[Event]) -> list[tuple[str, str]]:
+    items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    return [(item["status"], "".join(part["text"] for part in item["content"])) for item in items]
+
+
+def test_a_call_that_says_the_same_again_after_a_crash_is_told_once() -> None:
+    again = [("call.restarted", {}), ("call.started", {}), said("The"), said(" oce"), said("an is"), said(" blue")]
+    events = fold(("call.started", {}), said("The ocean"), *again, output=[message("The ocean is blue")])
+    assert deltas(events) == ["The ocean", " is", " blue"]
+    assert done(events) == [("completed", "The ocean is blue")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def test_a_call_that_says_something_else_after_a_crash_begins_another_message() -> None:
+    again = [("call.restarted", {}), said("The"), said(" sea")]
+    events = fold(("call.started", {}), said("The ocean"), *again, output=[message("The sea")])
+    assert done(events) == [("incomplete", "The ocean"), ("completed", "The sea")]
+
+
+def test_words_that_were_lost_are_told_at_the_end() -> None:
+    events = fold(("call.started", {}), said("One"), ("gap", {}), said(" four"), output=[message("One two three four")])
+    assert deltas(events) == ["One", " two three four"]
+
+
+def test_words_whose_deltas_are_gone_are_told_whole() -> None:
+    events = fold(("call.started", {}), ("call.finished", {}), output=[message("All of it")])
+    assert deltas(events) == ["All of it"] and done(events) == [("completed", "All of it")]
+
+
+def test_calls_of_an_agent_are_told_in_the_order_of_their_asking() -> None:
+    def call(name: str) -> dict[str, Any]:
+        known = {"type": "mcp_call", "id": name, "name": name, "arguments": "{}", "output": "ok", "server_label": "a"}
+        return known | {"status": "completed"}
+
+    def finished(index: int, name: str) -> tuple[str, dict[str, Any]]:
+        return ("call.finished", {"at": f"a/0/{index}", "kind": "tool-call", "item": call(name)})
+
+    happened = [("call.started", {"at": "a/0"}), finished(1, "second"), finished(0, "first")]
+    below = ("output_text.delta", {"at": "a/0/0/b/0", "delta": "of an agent that is a tool"})
+    events = fold(*happened, below, output=[call("first"), call("second"), message("Done")])
+    items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert [item.get("name", "message") for item in items] == ["first", "second", "message"]
+    assert deltas(events) == ["Done"]
