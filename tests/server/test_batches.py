@@ -6,6 +6,8 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -209,52 +211,64 @@ def test_lists_are_paged(client: OpenAI) -> None:
     assert everything == made[::-1]
 
 
-def test_kills_of_the_server_and_of_the_batchs_process_repeat_no_finished_line(
+def test_kills_of_the_batchs_process_and_of_the_server_repeat_no_finished_line(
     service: Service, client: OpenAI
 ) -> None:
-    batch = start(client, [chat(f"line {n}", max_tokens=200) for n in range(24)])
-    run_id = UUID(batch.id.removeprefix("batch_"))
-    patient = client.with_options(max_retries=30)
+    batch = start(client, [chat(f"line {n}", max_tokens=400) for n in range(20)])
     while not (batch.request_counts and batch.request_counts.completed > 2):
         time.sleep(0.1)
         batch = client.batches.retrieve(batch.id)
-    killed = http_server(service).pid
-    os.kill(killed, signal.SIGKILL)
-    while (again := patient.batches.retrieve(batch.id)).status == "validating":
+    first = asyncio.run(record(service, batch))
+    assert first.holder is not None
+    identity.send(first.holder, signal.SIGKILL)
+    while (second := asyncio.run(record(service, batch))).attempt == first.attempt:
         time.sleep(0.1)
-    assert again.id == batch.id and http_server(service).pid != killed
-    before, holder = asyncio.run(record(service, run_id))
-    assert holder is not None
-    identity.send(holder, signal.SIGKILL)
-    done = ended(patient, again, 150)
-    assert done.status == "completed"
-    after, _ = asyncio.run(record(service, run_id))
-    assert len(before) > 0 and before.items() <= after.items()
+    killed = http_server(service)
+    assert killed is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    cut = asyncio.run(record(service, batch))
+    assert 2 < len(first.answers) <= len(second.answers) <= len(cut.answers) < 20
+    while http_server(service) in (None, killed):
+        time.sleep(0.1)
+    done = ended(client.with_options(max_retries=40), batch, 150)
+    assert done.id == batch.id and done.status == "completed"
+    last = asyncio.run(record(service, batch))
+    assert last.attempt == second.attempt  # the server's end cost the batch no process
+    assert first.answers.items() <= cut.answers.items() <= last.answers.items()
     lines = results(client, done.output_file_id)
-    assert [line["custom_id"] for line in lines] == [f"line {n}" for n in range(24)]
-    assert len({line["response"]["body"]["id"] for line in lines}) == 24
+    assert [line["custom_id"] for line in lines] == [f"line {n}" for n in range(20)]
+    assert {line["response"]["body"]["id"] for line in lines} == set(last.answers.values())
 
 
-def http_server(service: Service) -> psutil.Process:
+def http_server(service: Service) -> psutil.Process | None:
     state = load_state(Settings(home=service.home))
     assert state is not None
-    for child in psutil.Process(state.pid).children(recursive=True):
-        if "timestep.server" in child.cmdline():
-            return child
-    raise AssertionError("no HTTP server runs")
+    for child in psutil.Process(state.pid).children():
+        with suppress(psutil.Error):
+            if "timestep.server" in child.cmdline():
+                return child
+    return None
 
 
-async def record(service: Service, run_id: UUID) -> tuple[dict[str, Any], str | None]:
+@dataclass
+class Recorded:
     """The answers of a batch's finished lines by position, and its process."""
+
+    answers: dict[str, str]
+    attempt: int
+    holder: str | None
+
+
+async def record(service: Service, batch: Batch) -> Recorded:
     state = load_state(Settings(home=service.home))
     assert state is not None
-    database = Database(state.database)
-    mine = (UnitRow.step_id == str(run_id), UnitRow.position.startswith("line/"), UnitRow.finished_at.is_not(None))
+    database, run_id = Database(state.database), str(UUID(batch.id.removeprefix("batch_")))
+    mine = (UnitRow.step_id == run_id, UnitRow.position.startswith("line/"), UnitRow.finished_at.is_not(None))
     try:
         async with database.session() as session:
-            units = {
-                unit.position: unit.result["body"]["id"] for unit in await session.scalars(select(UnitRow).where(*mine))
-            }
-            return units, await session.scalar(select(StepRow.holder).where(StepRow.id == str(run_id)))
+            row = (await session.scalars(select(StepRow).where(StepRow.id == run_id))).one()
+            units = {unit.position: unit.result or {} for unit in await session.scalars(select(UnitRow).where(*mine))}
+            answers = {position: str(result["body"]["id"]) for position, result in units.items()}
+            return Recorded(answers, row.attempt, row.holder)
     finally:
         await database.close()

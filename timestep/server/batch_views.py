@@ -88,14 +88,14 @@ async def _batch(records: Records, run: FlowRun, standing: Standing) -> Batch:
 
 
 def _status(run: FlowRun, standing: Standing) -> Status:
+    if standing.results is not None:
+        return standing.results.status
     if run.state is not None and run.state.is_cancelling():
         return "cancelling"
     if run.state is not None and run.state.is_cancelled():
-        return "cancelling" if standing.results is None and standing.stopped is None else "cancelled"
+        return "cancelled" if standing.stopped is not None else "cancelling"
     if run.state is not None and run.state.is_failed():
         return "failed"
-    if standing.results is not None:
-        return standing.results.status
     if standing.finalizing_at is not None:
         return "finalizing"
     return "in_progress" if standing.checked is not None and not standing.checked.errors else "validating"

@@ -103,9 +103,9 @@ async def cancel(batch_id: str, request: Request) -> Batch:
     housekeeper: Housekeeper = request.app.state.housekeeper
     records: Records = await housekeeper.records()
     run = await run_lists.read(records, TAG, PREFIX, batch_id, KIND)
-    if run.state is not None and (run.state.is_completed() or run.state.is_failed()):
-        seen = await batch_views.view(records, await housekeeper.shelves(), run)
-        raise ConflictError(f"Batch '{batch_id}' is {seen.status} already.")
+    status = (await batch_views.view(records, await housekeeper.shelves(), run)).status
+    if status in ("completed", "expired", "failed"):
+        raise ConflictError(f"Batch '{batch_id}' is {status} already.")
     await steps.cancel(records.client, records.database, run.id)
     return await get_batch(batch_id, request)
 
