@@ -123,19 +123,27 @@ async def test_a_step_that_others_run_before_is_waited_for(client: Client) -> No
 
 async def test_a_cancelled_step_is_done_again(client: Client, service: Service) -> None:
     task = await client.task("once more")
-    asking = asyncio.create_task(client.step(task))
+    # Another step of the same session, which waits for a person: what comes behind it has to wait as well.
+    ahead = await client.http.post(f"{service.api}/steps", json={"agent": "cleaner", "session_id": task})
 
-    async def begun() -> bool:
+    async def waits() -> bool:
+        return bool((await client.http.get(f"{service.api}/steps/{ahead.json()['id']}")).json()["pending"])
+
+    async def queued() -> bool:
         return bool((await client.ask("GET", f"/{task}/steps", STEPS))["steps"])
 
-    await eventually(begun)
+    await eventually(waits, 60)
+    asking = asyncio.create_task(client.step(task))
+    await eventually(queued, 60)
     (step,) = (await client.ask("GET", f"/{task}/steps", STEPS))["steps"]
-    await asyncio.to_thread(service.run, "cancel", step["step_id"], check=False)
+    assert (step["status"] in ("created", "running"), step["output"], step["is_last"]) == (True, None, False)
+    for one in (step["step_id"], ahead.json()["id"]):
+        assert (await client.http.post(f"{service.api}/steps/{one}/cancel")).status_code == 200
     ended = await asking
     assert (ended["status"], ended["is_last"]) == ("completed", True)
+    assert ended["additional_output"]["status"] == "cancelled"
     again = await client.step(task)
-    if ended["additional_output"]["status"] == "cancelled":
-        assert again["input"] == "once more"
+    assert (again["input"], again["output"]) == ("once more", "all done")
 
 
 async def test_artifacts_go_up_and_down(client: Client) -> None:

@@ -313,7 +313,6 @@ class TaskStepRow(Base):
     name: Mapped[str | None]
     input: Mapped[Any | None] = mapped_column(JSON)
     additional_input: Mapped[Any | None] = mapped_column(JSON)
-    is_last: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 

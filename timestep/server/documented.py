@@ -10,6 +10,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, Field
 
 VERSION = "0.1.0"
+DESCRIPTION = """Durable workflows for agents that think and learn.
+
+`/v1` answers as OpenAI's API does: point any client of theirs at it. Objects that stand for work (steps, background
+responses, batches, fine-tuning jobs) are views of Prefect flow runs and survive whatever dies. `/ap/v1` is the Agent
+Protocol. Errors come in OpenAI's shape; a parameter that isn't implemented is refused by its name.
+"""
 
 
 class ErrorDetail(BaseModel):
@@ -68,7 +74,8 @@ def install_openapi(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _corrected(get_openapi(title=app.title, version=VERSION, routes=app.routes))
+            document = get_openapi(title=app.title, version=VERSION, description=DESCRIPTION, routes=app.routes)
+            app.openapi_schema = _corrected(document)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -1,15 +1,31 @@
 """GET /health: whether this server runs and the model server answers it."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from timestep.errors import ServiceUnavailableError
 from timestep.server.upstream import Upstream
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 
 
-@router.get("/health")
+class Health(BaseModel):
+    """Whether a completion could be served."""
+
+    status: Literal["ok", "degraded"]
+    model_server: str | None = Field(None, description="Why the model server doesn't answer.")
+
+
+@router.get(
+    "/health",
+    operation_id="getHealth",
+    summary="See whether the service is ready.",
+    response_model=Health,
+    responses={503: {"model": Health, "description": "The model server is away."}},
+)
 async def health(request: Request) -> JSONResponse:
     """200 where a completion could be served, 503 where the model server is away."""
     upstream: Upstream = request.app.state.upstream

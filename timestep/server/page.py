@@ -49,6 +49,6 @@ async def static(name: str) -> FileResponse:
 
 @cache
 def _files() -> dict[str, Path]:
-    from swagger_ui_bundle import swagger_ui_path
+    from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
     return {**{name: HERE / name for name in OWN}, **{name: Path(swagger_ui_path) / name for name in SWAGGER}}

@@ -1,15 +1,14 @@
 """Artifacts: files of a task, in storage. A file's name and path are labels, kept beside it; its key is of its id."""
 
-from collections.abc import AsyncIterator
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from fastapi import File, Form, Request, UploadFile
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from timestep.errors import NotFoundError, UsageError
+from timestep.errors import NotFoundError, ParameterError
 from timestep.server.agent_protocol import tasks
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
@@ -19,11 +18,21 @@ from timestep.server.agent_protocol.shapes import (
     Pagination,
     TaskArtifactsListResponse,
 )
+from timestep.server.files import form_body
+from timestep.server.forms import read_form
 
 router = protocol_router()
 
-CHUNK = 1 << 20
 LONGEST = 1024  # characters of a name or path
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "The file."},
+        "relative_path": {"type": "string", "description": "Where it would lie in the agent's workspace."},
+    },
+    "additionalProperties": False,
+}
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
@@ -50,29 +59,22 @@ async def listed(
     operation_id="uploadAgentTaskArtifacts",
     summary="Upload an artifact for a task.",
     responses=NOT_FOUND,
+    openapi_extra=form_body(_FORM),
 )
-async def upload(
-    task_id: str,
-    request: Request,
-    file: Annotated[UploadFile, File(description="The file.")],
-    relative_path: Annotated[str | None, Form(description="Where it would lie in the agent's workspace.")] = None,
-) -> Artifact:
+async def upload(task_id: str, request: Request) -> Artifact:
     """The artifact, once it is stored whole."""
     from timestep.database.models import ArtifactRow
 
-    name, path = _name(file.filename or ""), _path(relative_path)
     shelves = await request.app.state.housekeeper.shelves()
     async with shelves.database.session() as session:
         task = await tasks.find(session, task_id)
-    row = ArtifactRow(id=str(uuid4()), task_id=task.id, file_name=name, relative_path=path, agent_created=False)
-    row.key = f"artifacts/{task.id}/{row.id}"
-
-    async def chunks() -> AsyncIterator[bytes]:
-        while chunk := await file.read(CHUNK):
-            yield chunk
-
-    # The bytes first: a row never names what isn't there.
-    row.bytes = (await shelves.store.put(row.key, chunks())).size
+    async with read_form(request, shelves.store, "file") as form:
+        path = _path(form.fields.pop("relative_path", None))
+        form.refuse_fields()
+        row = ArtifactRow(id=str(uuid4()), task_id=task.id, file_name=_name(form.filename), relative_path=path)
+        row.key, row.agent_created = f"artifacts/{task.id}/{row.id}", False
+        # The bytes first: a row never names what isn't there.
+        row.bytes = (await shelves.store.put(row.key, form.file)).size
     async with shelves.database.session() as session:
         session.add(row)
     return tasks.artifact(row)
@@ -107,7 +109,7 @@ def _name(given: str) -> str:
     """The last part of a file's name: what comes before is of the client's disk (RFC 7578, section 4.2)."""
     name = given.replace("\\", "/").rpartition("/")[2]
     if not name.isprintable() or name in ("", ".", "..") or len(name) > LONGEST:
-        raise UsageError("'file': its name is empty, too long, or holds characters that can't be printed.")
+        raise ParameterError("file", "has a name that is empty, too long, or can't be printed.")
     return name
 
 
@@ -117,5 +119,5 @@ def _path(given: str | None) -> str | None:
         return None
     path = PurePosixPath(given.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in given or not given.isprintable() or len(given) > LONGEST:
-        raise UsageError("'relative_path' has to stay within the task: no '..', no absolute path.")
+        raise ParameterError("relative_path", "has to stay within the task: no '..', no absolute path.")
     return given

@@ -8,7 +8,8 @@ const POLL = 2000;
 const WORDS = {
   not_started: ['starts soon', 'going'], in_progress: ['runs', 'going'], succeeded: ['done', 'good'],
   waiting_approval: ['waits for approval', 'waits'], waiting_feedback: ['asks', 'waits'],
-  failed: ['failed', 'bad'], cancelled: ['cancelled', ''],
+  failed: ['failed', 'bad'], cancelled: ['cancelled', ''], cancelling: ['is cancelled', 'going'],
+  validating: ['is checked', 'going'], finalizing: ['ends', 'going'], completed: ['done', 'good'], expired: ['expired', 'bad'],
 };
 const $ = (id) => document.getElementById(id);
 const prefect = prefectUi();
@@ -49,29 +50,61 @@ function seconds(from, to) {
   return took < 3600 ? `${Math.floor(took / 60)} min` : `${Math.floor(took / 3600)} h`;
 }
 
-function row(step) {
-  const made = document.createElement('tr');
-  const [word, kind] = WORDS[step.status] ?? [step.status, ''];
-  const status = element('td');
-  status.append(element('span', word, `status ${kind}`));
-  const what = element('td');
-  const link = element('a', `${step.agent} ${step.mode === 'training' ? 'learns' : 'thinks'}`);
-  link.href = `${prefect}/runs/flow-run/${step.id}`;
-  what.append(link);
-  for (const call of step.pending) what.append(element('small', `${call.tool}(${call.arguments})`));
-  if (step.error) what.append(element('small', step.error));
-  const started = step.started ?? step.created;
-  made.append(
-    status, what, element('td', step.session_id ?? ''), element('td', new Date(started).toLocaleTimeString()),
-    element('td', step.started ? seconds(step.started, step.ended) : ''),
-  );
+function short(text) {
+  const made = element('td', text, 'short');
+  made.title = text;
   return made;
 }
 
+function row({ run, status, name, notes, group, created, started, ended }) {
+  const made = document.createElement('tr');
+  const [word, kind] = WORDS[status] ?? [status, ''];
+  const [state, what] = [element('td'), element('td')];
+  state.append(element('span', word, `status ${kind}`));
+  const link = element('a', name);
+  link.href = `${prefect}/runs/flow-run/${run}`;
+  what.append(link, ...notes.map((note) => element('small', note)));
+  const time = new Date(started ?? created).toLocaleTimeString([], { hourCycle: 'h23' });
+  made.append(state, what, short(group), short(time), short(started ? seconds(started, ended) : ''));
+  return made;
+}
+
+function ofStep(step) {
+  const calls = step.pending.map((call) => `${call.tool}(${call.arguments})`);
+  return {
+    run: step.id, status: step.status, name: `${step.agent} ${step.mode === 'training' ? 'learns' : 'thinks'}`,
+    notes: step.status === 'failed' ? [step.error ?? ''] : calls, group: step.session_id ?? '',
+    created: step.created, started: step.started, ended: step.ended,
+  };
+}
+
+function ofBatch(batch) {
+  const time = (at) => at && at * 1000;
+  const { total, completed, failed } = batch.request_counts ?? {};
+  return {
+    // A batch's id is its flow run's.
+    run: batch.id.replace(/^batch_/, '').replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-'), status: batch.status,
+    name: `batch ${batch.endpoint}`, notes: total ? [`${completed} of ${total} done, ${failed} failed`] : [],
+    group: '', created: time(batch.created_at), started: time(batch.in_progress_at),
+    ended: time(batch.completed_at ?? batch.failed_at ?? batch.cancelled_at ?? batch.expired_at),
+  };
+}
+
+async function newest(kind) {
+  try {
+    return (await (await ask(`/v1/${kind}?limit=${SHOWN}`)).json()).data;
+  } catch (error) {
+    if (error.status === 403) return []; // not for this key
+    throw error;
+  }
+}
+
 async function showWork() {
-  const steps = (await (await ask(`/v1/steps?limit=${SHOWN}`)).json()).data;
-  $('work').replaceChildren(...steps.map(row));
-  $('idle').hidden = steps.length > 0;
+  const [steps, batches] = await Promise.all(['steps', 'batches'].map(newest));
+  const work = [...steps.map(ofStep), ...batches.map(ofBatch)];
+  work.sort((one, other) => new Date(other.created) - new Date(one.created));
+  $('work').replaceChildren(...work.slice(0, SHOWN).map(row));
+  $('idle').hidden = work.length > 0;
 }
 
 async function showHealth() {
@@ -102,14 +135,14 @@ function lock(message) {
 }
 
 async function refresh() {
-  try {
-    await Promise.all([showHealth(), showWork()]);
-    if (!$('model').options.length) await showModels();
-    trouble(null);
-  } catch (error) {
-    if (error.status === 401) return lock(sessionStorage.getItem(KEY) && error.message);
-    trouble(error instanceof Refused ? error : new Error('The service does not answer.'));
-  }
+  const models = $('model').options.length ? [] : [showModels()];
+  // All of them, whichever fails: where no work can be seen, there may still be a model to talk to.
+  const came = await Promise.allSettled([showHealth(), showWork(), ...models]);
+  const errors = came.filter((one) => one.status === 'rejected').map((one) => one.reason);
+  const shut = errors.find((error) => error.status === 401);
+  if (shut) return lock(sessionStorage.getItem(KEY) && shut.message);
+  const [error] = errors;
+  trouble(error && !(error instanceof Refused) ? new Error('The service does not answer.') : error);
   $('unlock').hidden = true;
   $('inside').hidden = false;
   $('forget').hidden = !sessionStorage.getItem(KEY);

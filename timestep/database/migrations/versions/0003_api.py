@@ -113,7 +113,6 @@ def _tasks() -> None:
         _number(),
         *_text("name", nullable=True),
         *_json("input", "additional_input"),
-        sa.Column("is_last", sa.Boolean(), server_default="false", nullable=False),
         _time("created_at", now=True),
     )
     op.create_index("ix_task_steps_task_id", "task_steps", ["task_id"])
