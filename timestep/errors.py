@@ -6,6 +6,7 @@ next step. The command line prints that line and exits 1; the server maps ``stat
     TimestepError                   500
     ├── UsageError                  400  an argument, option or combination that can't be meant
     │   ├── ParameterError          400  a parameter of the API whose value can't be meant
+    │   ├── ContextLengthError      400  a prompt that is longer than the model's context
     │   ├── NotSupportedError       400  a parameter of the API that is not implemented
     │   ├── DatasetError            400  a line of a dataset, or a dataset as a whole
     │   └── StateTransferError      400  a part of a run's state that the other language's SDK has no place for
@@ -58,6 +59,18 @@ class ParameterError(UsageError):
     def __init__(self, param: str, why: str) -> None:
         super().__init__(f"'{param}' {why}")
         self.param = param
+
+
+class ContextLengthError(UsageError):
+    """A prompt that is longer than the model's context, both in tokens."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, tokens: int, context: int) -> None:
+        super().__init__(
+            f"The prompt has {tokens} tokens and the context {context}. Shorten the conversation, "
+            "or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
+        )
 
 
 class NotSupportedError(UsageError):

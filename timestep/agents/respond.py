@@ -11,6 +11,7 @@ from agents import FunctionTool, Model, ModelResponse, ModelRetryAdvice, ModelSe
 from agents.items import TResponseStreamEvent
 from agents.models._openai_retry import get_openai_retry_advice
 from agents.retry import ModelRetryAdviceRequest
+from openai import BadRequestError
 from openai._models import construct_type
 from openai.types.responses import ResponseCompletedEvent, ResponseStreamEvent
 
@@ -18,9 +19,9 @@ from timestep.agents.durable.model_calls import DurableModel
 from timestep.agents.durable.step import DurableStep, Run, Stop
 from timestep.agents.durable.streams import BrokenStreamError, assembled
 from timestep.agents.plain import text
-from timestep.agents.responses.chat import Answer, BrokenChatError, chat_body
+from timestep.agents.responses.chat import TOO_LONG, Answer, BrokenChatError, chat_body
 from timestep.agents.responses.events import Narrator, item_id
-from timestep.agents.responses.items import Item, complete, plain_items
+from timestep.agents.responses.items import Item, complete, plain_items, shortened
 from timestep.agents.responses.objects import ended, skeleton, usage_of
 from timestep.agents.responses.request import EARLIER, ResponseRequest, checked
 from timestep.agents.responses.request import check as check  # where batches look for it
@@ -109,7 +110,8 @@ def agent_output(step_id: str, agent: str, items: list[Any]) -> list[Item]:
     for item in items:
         kind = item.get("type") or "message"
         if kind == "message":
-            told.append({**complete([item])[0], "status": "completed"})
+            whole = {**complete([item])[0], "status": "completed"}
+            told.append({name: value for name, value in whole.items() if name != "provider_data"})
         elif kind == "function_call":
             told.append(made_call(item, outputs.get(item["call_id"]), agent))
     return [{**item, "id": item_id(item["type"], response_id(step_id), index)} for index, item in enumerate(told)]
@@ -158,9 +160,16 @@ class ChatModel(Model):
 
     async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
         endpoint, name = await answering(self.model, self._settings, of_step=True)
-        body = chat_body(self._request, self._items) | {"model": name}
         client = endpoints.client(endpoint, max_retries=0)
-        stream = await client.chat.completions.create(**body)
+        items: list[Item] | None = self._items
+        stream: Any = None
+        while stream is None:
+            try:
+                stream = await client.chat.completions.create(**chat_body(self._request, items or []) | {"model": name})
+            except BadRequestError as error:
+                too_long = error.code == TOO_LONG and self._request.truncation == "auto"
+                if not too_long or (items := shortened(items or [])) is None:
+                    raise
         try:
             async for chunk in stream:
                 yield chunk.model_dump(mode="json")

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 import llama_cpp
 
-from timestep.errors import ModelFileError, TimestepError, UsageError
+from timestep.errors import ContextLengthError, ModelFileError, TimestepError, UsageError
 from timestep.models.chat import ChatRenderer
 from timestep.models.files import check_gguf
 from timestep.models.generation import Generation, Options
@@ -131,10 +131,7 @@ class LlamaEngine:
     def _held(self, tokens: list[int], options: Options, **more: Any) -> _Plan:
         room = self.context_length - len(tokens)
         if room < 1:
-            raise UsageError(
-                f"The prompt has {len(tokens)} tokens and the context {self.context_length}. Shorten the conversation, "
-                "or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
-            )
+            raise ContextLengthError(len(tokens), self.context_length)
         sampling = Sampling(**{name: options[name] for name in Sampling.__annotations__ if name in options})  # type: ignore[literal-required]
         wanted = options.get("max_tokens")
         limit = room if wanted is None else min(wanted, room)

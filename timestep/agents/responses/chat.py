@@ -9,6 +9,8 @@ from timestep.agents.responses.objects import usage_of
 from timestep.agents.responses.request import LOGPROBS, ResponseRequest
 from timestep.errors import TimestepError
 
+TOO_LONG = "context_length_exceeded"  # the code of a refusal, here and at OpenAI
+
 
 class BrokenChatError(TimestepError):
     """An answer that failed in its middle, or whose end is missing."""

@@ -101,6 +101,21 @@ def _part(part: Item, assistant: bool) -> Item:
     return {"detail": "auto", **part} if kind == "input_image" else {**part, "type": kind}
 
 
+def shortened(items: list[Item]) -> list[Item] | None:
+    """Without the oldest quarter of what was said, for a context that is too short; None: nothing can go.
+
+    What the system says stays, and so does the last item. A call and what came back go together.
+    """
+    kept = [item.get("role") in ("system", "developer") for item in items]
+    old = [index for index, stays in enumerate(kept[:-1]) if not stays]
+    if not old:
+        return None
+    gone = set(old[: -(-len(old) // 4)])
+    calls = {items[index].get("call_id") for index in gone} - {None}
+    rest = [item for index, item in enumerate(items) if index not in gone and item.get("call_id") not in calls]
+    return rest or None
+
+
 def messages(items: list[Item], instructions: str | None) -> list[dict[str, Any]]:
     """The items as chat messages, behind the instructions. ParameterError: there is no way to say them."""
     from agents import UserError

@@ -13,9 +13,9 @@ from uuid import uuid4
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from timestep.agents.responses.chat import Answer, BrokenChatError, chat_body
+from timestep.agents.responses.chat import TOO_LONG, Answer, BrokenChatError, chat_body
 from timestep.agents.responses.events import Event, Narrator
-from timestep.agents.responses.items import Item
+from timestep.agents.responses.items import Item, shortened
 from timestep.agents.responses.objects import ended, failed, skeleton
 from timestep.agents.responses.request import ResponseRequest
 from timestep.agents.responses.where import answering
@@ -42,10 +42,7 @@ class Turn:
 
 async def answer(request: Request, turn: Turn) -> Response:
     """The response of the model, as the client wants it; a refusal of the model server as it comes."""
-    upstream: Upstream = request.app.state.upstream
-    endpoint, name = await answering(turn.asked.model, request.app.state.settings)
-    body = chat_body(turn.asked, turn.items) | {"model": name}
-    chat = await upstream.ask(request, endpoint, "/chat/completions", body)
+    chat = await _asked(request, turn)
     if not isinstance(chat, StreamingResponse) or chat.status_code != 200:
         return chat
     events = _events(turn, chat)
@@ -59,6 +56,23 @@ async def answer(request: Request, turn: Turn) -> Response:
     if response["status"] == "failed":
         raise BrokenChatError(response["error"]["message"])
     return JSONResponse(response)
+
+
+async def _asked(request: Request, turn: Turn) -> Response:
+    """The model's answer; where its context is too short, and may be, to what was said last."""
+    upstream: Upstream = request.app.state.upstream
+    endpoint, name = await answering(turn.asked.model, request.app.state.settings)
+    items: list[Item] | None = turn.items
+    while True:
+        body = chat_body(turn.asked, items or []) | {"model": name}
+        chat = await upstream.ask(request, endpoint, "/chat/completions", body)
+        if turn.asked.truncation != "auto" or chat.status_code != 400 or not isinstance(chat, StreamingResponse):
+            return chat
+        refusal = b"".join([piece async for piece in _bytes(chat)])
+        if chat.background is not None:
+            await chat.background()
+        if TOO_LONG.encode() not in refusal or (items := shortened(items or [])) is None:
+            return Response(refusal, chat.status_code, media_type="application/json")
 
 
 async def _events(turn: Turn, chat: StreamingResponse) -> AsyncGenerator[Event]:
