@@ -7,7 +7,7 @@ TESTS ?= tests
 # Many tests wait for processes, so that two at a time are quicker on any machine; WORKERS=0 is one after the other.
 WORKERS ?= 2
 
-.PHONY: demo test test-long check bench chaos lock clean
+.PHONY: demo test test-long check verify bench chaos lock clean
 
 demo: .venv/.ready  ## the whole service: one step thinks, the same step learns, and thinks again
 	@$(RUN) examples/demo.py
@@ -20,6 +20,9 @@ test-long: .venv/.ready  ## what takes minutes
 
 chaos: .venv/.ready  ## 40 kills of processes, servers, the database and the whole, and what was lost: the table in the README
 	@$(RUN) -m tests.chaos $(KILLS) $(SEED)
+
+verify: .venv/.ready  ## suites that nobody here wrote judge the HTTP API: one table; VERIFY_ARGS='--suite openai-python'
+	@$(RUN) -m timestep.verify $(VERIFY_ARGS)
 
 check: .venv/.ready  ## format, lint, strict types
 	@.venv/bin/ruff format --check .

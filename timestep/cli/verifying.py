@@ -21,6 +21,7 @@ def verify(
     """Run the suites that judge a service over HTTP, and print one table; exit code 1 where a check failed."""
     from dataclasses import replace
 
+    import platformdirs
     from rich.console import Console
 
     from timestep.verify.catalog import chosen
@@ -32,10 +33,12 @@ def verify(
     suites, exceptions = chosen(suite or []), Exceptions.load()
     target = find(url or _running(settings), model, settings.embedding_model, key)
     target = replace(target, limit=limit, seconds=seconds)
+    # The user's, not the home's: the environments are the same for every service.
+    cache = platformdirs.user_cache_path("timestep", appauthor=False) / "verify"
     progress, results = Console(stderr=True, highlight=False), []
     for one in suites:
         progress.print(f"{one.name}: {one.about}", style="dim", soft_wrap=True)
-        result = one.run(target, settings.cache_dir / "verify")
+        result = one.run(target, cache)
         results.append(exceptions.apply(result, scripted=target.scripted))
     if as_json:
         print(json.dumps([result.dump() for result in results]))

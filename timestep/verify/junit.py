@@ -19,7 +19,9 @@ def _check(case: ElementTree.Element) -> Check:
     name = f"{group}::{name}" if group not in ("", "test") else name  # "test" is Node's for all of them
     for child in case:
         if child.tag in ("failure", "error"):
-            return Check(name, "failed", _short(child.get("message") or child.text or child.tag))
+            message = child.get("message") or ""
+            # Schemathesis' messages are bare codes; pytest's say it all, and its text is the traceback.
+            return Check(name, "failed", _short(message if " " in message else f"{message} {child.text or ''}"))
         if child.tag == "skipped":
             return Check(name, "skipped", _short(child.get("message") or ""))
     return Check(name, "passed")
