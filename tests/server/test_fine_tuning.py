@@ -1,0 +1,185 @@
+"""/v1/fine_tuning/jobs through OpenAI's own client, on the running service: real training of a tiny model."""
+
+import asyncio
+import csv
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from prefect.client.schemas.objects import StateType
+
+from tests.conftest import Service
+from timestep import runs
+from timestep.server import ids
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+@pytest.fixture
+def client(service: Service) -> OpenAI:
+    return OpenAI(base_url=service.api, api_key="none", max_retries=5)
+
+
+@pytest.fixture
+def training_file(service: Service, client: OpenAI) -> str:
+    return upload(client, service.dataset.read_bytes())
+
+
+def upload(client: OpenAI, data: bytes, purpose: Any = "fine-tune") -> str:
+    return client.files.create(file=("conversations.jsonl", data), purpose=purpose).id
+
+
+def supervised(**hyperparameters: Any) -> Any:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+
+
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ended(client: OpenAI, job: FineTuningJob, seconds: float = 240) -> FineTuningJob:
+    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status in ENDED, seconds)
+    return client.fine_tuning.jobs.retrieve(job.id)
+
+
+def trains(job: FineTuningJob) -> bool:
+    """Whether a llama-finetune process works for this job."""
+    run_id = str(ids.run_id("ftjob-", job.id, "job"))
+    lines = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return any("llama-finetune" in line and run_id in line for line in lines)
+
+
+async def state(service: Service, job: FineTuningJob) -> StateType | None:
+    async with runs.connect(service.prefect_api) as prefect:
+        run = await prefect.read_flow_run(ids.run_id("ftjob-", job.id, "job"))
+        return run.state.type if run.state else None
+
+
+def test_a_paused_job_holds_no_process_and_goes_on_after_its_last_finished_epoch(
+    service: Service, client: OpenAI, training_file: str
+) -> None:
+    job = client.fine_tuning.jobs.create(
+        model="local/pupil",
+        training_file=training_file,
+        validation_file=training_file,
+        suffix="paused-once",
+        seed=7,
+        method=supervised(n_epochs=3, batch_size=1, learning_rate_multiplier=30),
+        metadata={"of": "the test"},
+    )
+    assert job.id.startswith("ftjob-") and job.status == "queued" and job.fine_tuned_model is None
+    until(lambda: len(client.fine_tuning.jobs.checkpoints.list(job.id).data) > 0)
+    assert str(client.fine_tuning.jobs.pause(job.id).status) == "paused"
+    until(lambda: not trains(job), 30)
+    assert asyncio.run(state(service, job)) is StateType.PAUSED
+    kept = len(client.fine_tuning.jobs.checkpoints.list(job.id).data)
+    assert kept in (1, 2)
+    assert client.fine_tuning.jobs.resume(job.id).status in ("queued", "running")
+    with pytest.raises(openai.ConflictError, match="not paused"):
+        client.with_options(max_retries=0).fine_tuning.jobs.resume(job.id)
+    done = ended(client, job)
+    assert done.status == "succeeded" and done.error is None and done.finished_at
+    assert done.fine_tuned_model == "local/paused-once@1"
+    assert (done.seed, done.metadata, done.training_file) == (7, {"of": "the test"}, training_file)
+    assert done.hyperparameters.n_epochs == 3 and done.hyperparameters.learning_rate_multiplier == 30
+    said_what_it_did(client, done)
+    answered(client, done)
+    assert [one.id for one in client.fine_tuning.jobs.list(metadata={"of": "the test"})] == [job.id]
+    for change in (client.fine_tuning.jobs.pause, client.fine_tuning.jobs.cancel):
+        with pytest.raises(openai.ConflictError, match="has succeeded"):
+            change(job.id)
+
+
+def said_what_it_did(client: OpenAI, job: FineTuningJob) -> None:
+    """Each epoch finished once; the events and the checkpoints agree on that, a page at a time as well."""
+    events = list(client.fine_tuning.jobs.list_events(job.id, limit=3))
+    told = [event.message for event in reversed(events)]
+    assert told[0] == f"Created fine-tuning job: {job.id}" and told[1] == "Fine-tuning job started"
+    assert told[-1] == "The job has successfully completed: local/paused-once@1 promoted"
+    assert [line.split(":")[0] for line in told if line.startswith("Epoch")] == [
+        f"Epoch {number} finished" for number in (1, 2, 3)
+    ]
+    assert told.index("The job was paused.") < told.index("Fine-tuning job goes on after its last finished epoch")
+    assert len({event.id for event in events}) == len(events)
+    metrics: list[Any] = [event.data for event in events if event.type == "metrics"]
+    assert {"step", "total_steps", "train_loss"} <= set(metrics[0]) and metrics[0]["step"] == metrics[0]["total_steps"]
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=2))
+    total = metrics[0]["total_steps"]
+    assert [one.step_number for one in checkpoints] == [total, total * 2 // 3, total // 3]
+    assert checkpoints[0].fine_tuned_model_checkpoint == job.fine_tuned_model
+    assert all(one.metrics.train_loss for one in checkpoints) and checkpoints[0].metrics.full_valid_loss
+
+
+def answered(client: OpenAI, job: FineTuningJob) -> None:
+    """The result answers by its name, that of its line as well; its metrics are a file."""
+    assert job.fine_tuned_model is not None
+    for name in (job.fine_tuned_model, "local/paused-once"):
+        answer = client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}], max_tokens=2)
+        assert answer.model == job.fine_tuned_model
+    (file_id,) = job.result_files
+    rows = list(csv.DictReader(client.files.content(file_id).text.splitlines()))
+    assert rows and {"step", "train_loss"} <= set(rows[0])
+
+
+def test_a_cancelled_job_leaves_no_version(client: OpenAI, training_file: str) -> None:
+    before = [model.id for model in client.models.list()]
+    job = client.fine_tuning.jobs.create(
+        model="local/classmate", training_file=training_file, method=supervised(n_epochs=90)
+    )
+    until(lambda: trains(job))
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    until(lambda: not trains(job), 30)
+    done = ended(client, job)
+    assert done.fine_tuned_model is None and client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    until(lambda: client.fine_tuning.jobs.list_events(job.id).data[0].message == "The job was cancelled.", 30)
+    assert [model.id for model in client.models.list()] == before
+
+
+def test_a_file_that_can_not_be_trained_on_fails_the_job_and_is_named(client: OpenAI) -> None:
+    bad = upload(client, b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant"}]}\n')
+    done = ended(client, client.fine_tuning.jobs.create(model="local/pupil", training_file=bad))
+    assert done.status == "failed" and done.error is not None
+    assert done.error.param == "training_file" and "line 1" in done.error.message
+    assert client.fine_tuning.jobs.list_events(done.id).data[0].level == "error"
+
+
+def test_a_suffix_that_is_an_agents_name_is_refused(client: OpenAI, training_file: str) -> None:
+    job = client.fine_tuning.jobs.create(model="local/pupil", training_file=training_file, suffix="planner")
+    done = ended(client, job)
+    assert done.error is not None and "'planner' is an agent's name" in done.error.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"type": "dpo"}}, "method.type"),
+        ({"method": supervised(batch_size=4)}, "method.supervised.hyperparameters.batch_size"),
+        ({"hyperparameters": {"batch_size": 4}}, "hyperparameters.batch_size"),
+        ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+        ({"suffix": "../up"}, "suffix"),
+        ({"extra_body": {"priority": 1}}, "priority"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_by_name(
+    client: OpenAI, training_file: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.fine_tuning.jobs.create(model="local/pupil", training_file=training_file, **changes)
+
+
+def test_what_is_not_there_is_404(client: OpenAI, training_file: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="Did you mean 'local/pupil'"):
+        client.fine_tuning.jobs.create(model="local/pupl", training_file=training_file)
+    with pytest.raises(openai.NotFoundError, match="file-nowhere"):
+        client.fine_tuning.jobs.create(model="local/pupil", training_file="file-nowhere")
+    with pytest.raises(openai.NotFoundError, match="ftjob-none"):
+        client.fine_tuning.jobs.retrieve("ftjob-none")
