@@ -9,7 +9,7 @@ seconds' takes them, for whoever wants a long answer or a slow one.
 import json
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from timestep.errors import UsageError
@@ -70,7 +70,7 @@ class ScriptedEngine:
         generation = self._begin(generation, turn, _said(1, prompt, ()), _seconds(prompt), options)
         if echo:
             turn.message.content = prompt
-            generation.deltas = _echoed(prompt, generation, generation.deltas)
+            generation.deltas = _echoed(prompt, generation, generation.deltas, options.get("logprobs"))
         return generation
 
     def _begin(self, generation: Generation, turn: Turn, text: str, seconds: float, options: Options) -> Generation:
@@ -85,7 +85,8 @@ class ScriptedEngine:
         tokens = _TOKEN.findall(text)
         said = tokens[: room if wanted is None else min(wanted, room)]
         whole = len(said) == len(tokens)
-        generation.deltas = _write(said, turn, generation, seconds / max(len(said), 1), whole=whole)
+        written = _write(said, turn, generation, seconds / max(len(said), 1), whole=whole)
+        generation.deltas = _shown(written, generation, options.get("logprobs"))
         return generation
 
 
@@ -98,35 +99,37 @@ def _write(
     for token in said:
         yield from _wait(pause)
         generation.completion_tokens += 1
-        yield from _shown(turn.feed(token), generation)
+        yield from turn.feed(token)
         if turn.stopped:
             break
-    yield from _shown(turn.close(), generation)
+    yield from turn.close()
     ended = "tool_calls" if turn.message.tool_calls else "stop"
     generation.finish_reason = ended if whole or turn.stopped else "length"
     generation.timings["decode_seconds"] = time.perf_counter() - started
 
 
-def _shown(deltas: Iterable[Delta], generation: Generation) -> Iterator[Delta]:
+def _shown(deltas: Iterable[Delta], generation: Generation, likeliest: int | None) -> Generator[Delta, None, None]:
     """The deltas, with the log probabilities of their text where they were asked for."""
     for delta in deltas:
         if generation.logprobs is None or "content" not in delta:
             yield delta
         else:
-            entries = _certain(_TOKEN.findall(delta["content"]))
+            entries = _certain(_TOKEN.findall(delta["content"]), likeliest)
             generation.logprobs += entries
             yield {**delta, "logprobs": entries}
 
 
-def _echoed(prompt: str, generation: Generation, rest: Iterable[Delta]) -> Generator[Delta, None, None]:
+def _echoed(
+    prompt: str, generation: Generation, rest: Iterable[Delta], likeliest: int | None
+) -> Generator[Delta, None, None]:
     """The prompt's own text, then the rest."""
-    yield from _shown([{"content": prompt}], generation)
+    yield from _shown([{"content": prompt}], generation, likeliest)
     yield from rest
 
 
-def _certain(tokens: Iterable[str]) -> list[dict[str, Any]]:
+def _certain(tokens: Iterable[str], likeliest: int | None) -> list[dict[str, Any]]:
     entries = ({"token": token, "logprob": 0.0, "bytes": list(token.encode())} for token in tokens)
-    return [{**entry, "top_logprobs": [entry]} for entry in entries]
+    return [{**entry, "top_logprobs": [entry] if likeliest else []} for entry in entries]
 
 
 def _characters(tokens: Sequence[int]) -> str:
