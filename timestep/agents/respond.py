@@ -3,6 +3,7 @@
 What every door needs of it is here: the check of a request, the parameters of its step, the Response of its output.
 """
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -28,12 +29,13 @@ from timestep.agents.responses.request import check as check  # where batches lo
 from timestep.agents.responses.request import of_step as of_step
 from timestep.agents.responses.where import answering
 from timestep.agents.types import StepOutput
-from timestep.errors import NotSupportedError
+from timestep.errors import NotSupportedError, TooLargeError
 from timestep.models import endpoints
 from timestep.settings import Settings
 
 RAW = "responses"  # the agent of steps that no agent answers, but a model alone
 TAG = "openai:response"
+MOST_CHARACTERS = 500_000  # Prefect takes parameters of 512 KiB
 
 
 def response_id(step_id: str) -> str:
@@ -46,10 +48,15 @@ def parameters(body: dict[str, Any], earlier: Sequence[Item] = ()) -> dict[str, 
 
     Raises:
         ParameterError, NotSupportedError: as :func:`timestep.agents.responses.request.checked`.
+        TooLargeError: it is longer, with what was said before, than a flow run's parameters may be.
     """
     request = checked(body)
     # The items get their ids here, once: a step that is started again asks the same.
     asked = {**body, "input": [*earlier, *complete(request.input)], EARLIER: len(earlier)}
+    if (size := len(json.dumps(asked))) > MOST_CHARACTERS:
+        raise TooLargeError(
+            f"The request has {size} characters with what was said before; {MOST_CHARACTERS} are the most for a step."
+        )
     inference: dict[str, Any] = {"request": asked, "max_tokens": request.max_output_tokens}
     inference |= {"temperature": request.temperature, "top_p": request.top_p}
     if request.agent is not None and request.tool_choice is not None:

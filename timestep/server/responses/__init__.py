@@ -1,6 +1,6 @@
 """/v1/responses: what a model, or an agent, answers; at once, or in the background as a step."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
@@ -16,6 +16,9 @@ from timestep.server.responses.bodies import json_object, schema_of
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"])
 
+_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Events, where a stream is asked for."}}}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": _STREAM}}
+
 Include = Annotated[list[str] | None, Query(alias="include[]", include_in_schema=False)]
 
 
@@ -27,13 +30,15 @@ class DeletedResponse(BaseModel):
     deleted: Literal[True] = True
 
 
-@router.post("", summary="Create a response", responses=errors(404, 409), openapi_extra=schema_of(ResponseRequest))
+@router.post(
+    "", summary="Create a response", responses=_EVENTS | errors(404, 409), openapi_extra=schema_of(ResponseRequest)
+)
 async def create(request: Request) -> ResponseObject:
     """The answer of a model or an agent, whole or as server-sent events; in the background, what is known so far."""
     return await creation.create(request, await json_object(request))  # type: ignore[return-value]
 
 
-@router.get("/{response_id}", summary="Get a response", responses=errors(404))
+@router.get("/{response_id}", summary="Get a response", responses=_EVENTS | errors(404))
 async def get(
     response_id: str,
     request: Request,
