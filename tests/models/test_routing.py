@@ -61,7 +61,8 @@ async def test_a_version_is_served_by_its_number(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["local/assistent", "local/assistant@9", "assistant@latest", f"{SMOLLM2}@1", "gpt-4o", ""]
+    "name",
+    ["local/assistent", "local/assistant@9", "assistant@latest", "assistant@99999999999", f"{SMOLLM2}@1", "gpt-4o", ""],
 )
 async def test_what_is_not_there_is_not_found(name: str, shop: Shop) -> None:
     await shop.version()

@@ -270,7 +270,7 @@ def test_bad_input_gets_one_line_in_openais_shape(
 HALF_A_PAIR = '{"model": "x", "messages": [{"role": "user", "content": "\\ud83d"}]}'
 
 
-@pytest.mark.parametrize("body", ["", "{", "[]", '{"model": 1, "messages": "x"}', HALF_A_PAIR])
+@pytest.mark.parametrize("body", ["", "{", "[]", "[" * 100_000, '{"model": 1, "messages": "x"}', HALF_A_PAIR])
 def test_a_body_that_is_no_request_gets_400(body: str, model_server: Server) -> None:
     headers = {"content-type": "application/json"}
     response = httpx.post(f"{model_server.api}/chat/completions", content=body, headers=headers)

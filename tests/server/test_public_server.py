@@ -116,6 +116,13 @@ def test_what_is_refused_is_so_in_the_document(path: str, public: Server, docume
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "nonsense")
 
 
+@pytest.mark.parametrize("body", ["", "{", "[]", "[" * 100_000, '{"model": NaN}'])
+def test_a_body_that_is_no_request_gets_400(body: str, public: Server) -> None:
+    for path in ("/chat/completions", "/completions", "/embeddings"):
+        response = httpx.post(f"{public.api}{path}", content=body, headers={"content-type": "application/json"})
+        assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
 def test_an_unknown_path_gets_openais_shape(public: Server) -> None:
     response = httpx.get(f"{public.api}/nothing")
     assert response.status_code == 404

@@ -5,8 +5,9 @@ Two generations at once would only take llama.cpp's cores from each other. Knows
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, Unpack
@@ -16,6 +17,8 @@ from timestep.models.files import SCRIPTED
 from timestep.models.generation import Generation, Options
 from timestep.models.gguf import GGUFHeader
 from timestep.models.turn import Delta
+
+LATEST_SECONDS = 60.0  # after which a client that was refused should ask again, however many waited
 
 
 class Engine(Protocol):
@@ -46,8 +49,10 @@ class Run:
     It begins by itself. Closing it ends the generation.
     """
 
-    def __init__(self, generation: Generation, thread: ThreadPoolExecutor, waiting: "set[Run]") -> None:
-        self._generation, self._waiting = generation, waiting
+    def __init__(
+        self, generation: Generation, thread: ThreadPoolExecutor, waiting: "set[Run]", took: Callable[[float], None]
+    ) -> None:
+        self._generation, self._waiting, self._took = generation, waiting, took
         self._loop, self._gone = asyncio.get_running_loop(), threading.Event()
         self._items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()  # None or an exception is the last
         waiting.add(self)
@@ -76,6 +81,7 @@ class Run:
 
     def _generate(self) -> None:
         self._loop.call_soon_threadsafe(self._waiting.discard, self)
+        started = time.perf_counter()
         try:
             for delta in () if self._gone.is_set() else self._generation:
                 if self._gone.is_set():
@@ -87,6 +93,7 @@ class Run:
             self._put(error)
         finally:
             self._generation.close()
+            self._took(time.perf_counter() - started)
 
     def _put(self, item: Delta | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
@@ -103,6 +110,7 @@ class EnginePool:
         self._engines: OrderedDict[Path, Engine] = OrderedDict()
         self._limit = limit
         self._waiting: set[Run] = set()
+        self._seconds = 0.0  # that a generation takes, the last ones counting most
         self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
 
@@ -129,11 +137,15 @@ class EnginePool:
     def admit(self, *, always: bool = False) -> None:
         """RateLimitError where as many generations wait as may; ``always`` for those that have to be done anyway."""
         if not always and len(self._waiting) >= self._limit:
-            raise RateLimitError(f"The model server has {len(self._waiting)} requests waiting. Come back later.")
+            message = f"The model server has {len(self._waiting)} requests waiting. Come back later."
+            raise RateLimitError(message, min(len(self._waiting) * self._seconds, LATEST_SECONDS))
 
     def run(self, generation: Generation) -> Run:
         """Have it generated, once those before it are done."""
-        return Run(generation, self._thread, self._waiting)
+        return Run(generation, self._thread, self._waiting, self._took)
+
+    def _took(self, seconds: float) -> None:
+        self._seconds += (seconds - self._seconds) / 8
 
     def close(self) -> None:
         """Take no more work and forget the engines."""

@@ -51,7 +51,7 @@ class ModelRouter:
         models = [f"{PREFIX}{name}" for name in await self._declared()]
         versions = await self._registry.versions() if self._registry else []
         return [
-            *((name, None) for name in [*models, *self._bases(), *embedder_names(self._settings)]),
+            *((name, None) for name in dict.fromkeys([*models, *self._bases(), *embedder_names(self._settings)])),
             *((f"{PREFIX}{made.name}@{made.version}", made.created_at) for made in versions),
         ]
 
@@ -95,7 +95,7 @@ class ModelRouter:
 
     async def _version(self, name: str, version: str) -> ModelVersion:
         assert self._registry is not None
-        if version.isdecimal():
+        if version.isdecimal() and len(version) < 10:  # the database's integers end there
             return await self._registry.get(name, int(version))
         known = [f"{PREFIX}{name}@{known.version}" for known in await self._registry.versions(name)]
         raise NotFoundError("model", f"{PREFIX}{name}@{version}", known)

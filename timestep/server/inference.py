@@ -73,6 +73,6 @@ def _asked(body: bytes) -> dict[str, Any]:
     """The request's fields; what is no request is judged by the model server."""
     try:
         asked = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return asked if isinstance(asked, dict) else {}
