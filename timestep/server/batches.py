@@ -6,18 +6,19 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from openai.types import Batch
 from pydantic import BaseModel, ConfigDict, Field
 
-from timestep.errors import ConflictError, UsageError
+from timestep.errors import ConflictError, ParameterError
 from timestep.server import batch_views, run_lists
 from timestep.server.batch_views import KIND, PREFIX, TAG
 from timestep.server.documented import errors
 from timestep.server.pages import After, Limit, Page, page
 from timestep.server.records import Housekeeper, Records
+from timestep.server.refusals import known_query
 
-router = APIRouter(prefix="/v1/batches", tags=["batches"])
+router = APIRouter(prefix="/v1/batches", tags=["batches"], dependencies=[Depends(known_query)])
 
 DEPLOYMENT = "batch/batch"
 LONGEST_WINDOW = timedelta(days=30)
@@ -61,7 +62,7 @@ async def create(body: CreateBatch, request: Request) -> Batch:
     shelves = await housekeeper.shelves()
     row = await Files(shelves.database, shelves.store).get(body.input_file_id)
     if row.purpose != "batch":
-        raise UsageError(f"'input_file_id': file '{row.id}' has the purpose '{row.purpose}', not 'batch'.")
+        raise ParameterError("input_file_id", f"is a file of the purpose '{row.purpose}', not 'batch'.")
     records = await housekeeper.records()
     settings = {
         "endpoint": body.endpoint,
@@ -115,4 +116,4 @@ def _window(text: str) -> timedelta:
         window = timedelta(**{_UNITS[found[2]]: int(found[1])})
         if window <= LONGEST_WINDOW:
             return window
-    raise UsageError(f"'completion_window': '{text[:40]}' is no time of at most 30 days, such as '24h'.")
+    raise ParameterError("completion_window", f"is '{text[:40]}', which is no time of at most 30 days, such as '24h'.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from timestep.errors import NotFoundError, UsageError
+from timestep.errors import NotFoundError, ParameterError
 from timestep.server import ids
 from timestep.server.records import Records
 
@@ -20,11 +20,11 @@ def labels(metadata: dict[str, str] | None) -> dict[str, str]:
     """An object's metadata as labels of its flow run. UsageError: more than fits."""
     given = metadata or {}
     if len(given) > MOST_PAIRS:
-        raise UsageError(f"'metadata' has {len(given)} pairs; {MOST_PAIRS} are the most.")
+        raise ParameterError("metadata", f"has {len(given)} pairs; {MOST_PAIRS} are the most.")
     for key, value in given.items():
         if len(key) > LONGEST_KEY or len(value) > LONGEST_VALUE:
-            most = f"a key has at most {LONGEST_KEY} characters, a value {LONGEST_VALUE}"
-            raise UsageError(f"'metadata': {most}; '{key[:80]}' has more.")
+            most = f"keys have at most {LONGEST_KEY} characters, values {LONGEST_VALUE}"
+            raise ParameterError("metadata", f"has '{key[:80]}', which is too long: {most}.")
     return {f"{METADATA}{key}": value for key, value in given.items()}
 
 

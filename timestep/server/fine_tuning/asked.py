@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from timestep.errors import NotSupportedError, UsageError
+from timestep.errors import NotSupportedError, ParameterError
 from timestep.models.routing import PREFIX, is_file
 
 LEARNING_RATE = 3e-5  # that a multiplier of 1 means
@@ -62,7 +62,7 @@ class CreateJob(BaseModel):
     integrations: list[Any] | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """The step's. UsageError, NotSupportedError: what this service can't do, by its name."""
+        """The step's. ParameterError, NotSupportedError: what this service can't do, by its name."""
         if self.integrations:
             raise NotSupportedError("integrations")
         name, own_line = self._line()
@@ -86,13 +86,11 @@ class CreateJob(BaseModel):
     def _line(self) -> tuple[str, bool]:
         """The line of versions that the result belongs to, and whether it is another than the model's own."""
         if is_file(self.model):
-            raise UsageError("'model' is a file; name a model that /v1/models lists.")
+            raise ParameterError("model", "is a file; name a model that /v1/models lists.")
         if self.suffix is not None:
             if not _SUFFIX.fullmatch(self.suffix):
-                said = (
-                    f"'suffix': '{self.suffix[:80]}' has more than 64 characters, or others than letters, digits, .-_"
-                )
-                raise UsageError(said)
+                said = f"'{self.suffix[:80]}', which has more than 64 characters, or others than letters, digits, .-_"
+                raise ParameterError("suffix", f"is {said}")
             return self.suffix, True
         if self.model.startswith(PREFIX):
             return self.model.removeprefix(PREFIX).partition("@")[0], False
@@ -106,7 +104,7 @@ class CreateJob(BaseModel):
         if method is not None and (method.dpo is not None or method.reinforcement is not None):
             raise NotSupportedError("method.dpo" if method.dpo is not None else "method.reinforcement")
         if method is not None and self.hyperparameters is not None:
-            raise UsageError("'hyperparameters' is the older form of 'method'. Give one of them.")
+            raise ParameterError("hyperparameters", "is the older form of 'method'. Give one of them.")
         if self.hyperparameters is not None:
             return self.hyperparameters, "hyperparameters"
         supervised = method.supervised if method is not None else Supervised()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from openai.types.fine_tuning import FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
-from timestep.errors import ConflictError, NotFoundError, UsageError
+from timestep.errors import ConflictError, NotFoundError, NotSupportedError, ParameterError
 from timestep.models.routing import PREFIX as LOCAL
 from timestep.server import run_lists
 from timestep.server.documented import errors
@@ -17,6 +17,7 @@ from timestep.server.fine_tuning.asked import CreateJob
 from timestep.server.fine_tuning.views import KIND, PREFIX, TAG, Job
 from timestep.server.pages import After, Limit, Page, page
 from timestep.server.records import Housekeeper, Records
+from timestep.server.refusals import known_query
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 DEPLOYMENT = "step/step"
+KNOWN = [Depends(known_query)]  # of all routes but the list, whose query has names of its own
 PAUSE_SECONDS = 20.0  # a run that is just being started is paused once it has
 
 
-@router.post("", summary="Create a fine-tuning job", responses=errors(404, 409))
+@router.post("", summary="Create a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def create(body: CreateJob, request: Request) -> Job:
     """Start a step that learns; its result answers by its name as soon as the job has succeeded."""
     from timestep import runs
@@ -48,22 +50,17 @@ async def list_jobs(request: Request, limit: Limit = 20, after: After = None) ->
     housekeeper: Housekeeper = request.app.state.housekeeper
     records = await housekeeper.records()
     last = None if after is None else await run_lists.read(records, TAG, PREFIX, after, KIND)
-    wanted = {
-        name.removeprefix("metadata[").removesuffix("]"): value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    found = await run_lists.newest(records, TAG, limit, last, wanted)
+    found = await run_lists.newest(records, TAG, limit, last, _wanted(request))
     return page(await views.views(records.database, found), limit)
 
 
-@router.get("/{job_id}", summary="Get a fine-tuning job", responses=errors(404))
+@router.get("/{job_id}", summary="Get a fine-tuning job", responses=errors(404), dependencies=KNOWN)
 async def get_job(job_id: str, request: Request) -> Job:
     """The job as it stands."""
     return await _view(*await _found(request, job_id))
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a fine-tuning job", responses=errors(404, 409))
+@router.post("/{job_id}/cancel", summary="Cancel a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def cancel(job_id: str, request: Request) -> Job:
     """Have the job stopped within seconds; no version comes of it."""
     from timestep import steps
@@ -74,7 +71,7 @@ async def cancel(job_id: str, request: Request) -> Job:
     return await get_job(job_id, request)
 
 
-@router.post("/{job_id}/pause", summary="Pause a fine-tuning job", responses=errors(404, 409))
+@router.post("/{job_id}/pause", summary="Pause a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def pause(job_id: str, request: Request) -> Job:
     """Have the job stop at once, and let go of its worker; its finished epochs are kept."""
     from timestep import runs
@@ -87,7 +84,7 @@ async def pause(job_id: str, request: Request) -> Job:
     return await get_job(job_id, request)
 
 
-@router.post("/{job_id}/resume", summary="Resume a fine-tuning job", responses=errors(404, 409))
+@router.post("/{job_id}/resume", summary="Resume a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def resume(job_id: str, request: Request) -> Job:
     """Have a paused job go on with the epoch after its last finished one."""
     from timestep import runs
@@ -101,7 +98,11 @@ async def resume(job_id: str, request: Request) -> Job:
 
 
 @router.get(
-    "/{job_id}/events", summary="List a job's events", response_model=Page[FineTuningJobEvent], responses=errors(404)
+    "/{job_id}/events",
+    summary="List a job's events",
+    response_model=Page[FineTuningJobEvent],
+    responses=errors(404),
+    dependencies=KNOWN,
 )
 async def list_events(job_id: str, request: Request, limit: Limit = 20, after: After = None) -> object:
     """What happened, the newest first: messages, and metrics of the training."""
@@ -114,6 +115,7 @@ async def list_events(job_id: str, request: Request, limit: Limit = 20, after: A
     summary="List a job's checkpoints",
     response_model=Page[FineTuningJobCheckpoint],
     responses=errors(404),
+    dependencies=KNOWN,
 )
 async def list_checkpoints(
     job_id: str,
@@ -130,6 +132,17 @@ async def list_checkpoints(
             raise NotFoundError("checkpoint", after[:100])
         found = found[names.index(after) + 1 :]
     return page(found, limit)
+
+
+def _wanted(request: Request) -> dict[str, str]:
+    """The metadata that a list's jobs have. NotSupportedError: something else is asked."""
+    wanted = {}
+    for name, value in request.query_params.items():
+        if name.startswith("metadata[") and name.endswith("]"):
+            wanted[name.removeprefix("metadata[").removesuffix("]")] = value
+        elif name not in ("limit", "after"):
+            raise NotSupportedError(name[:100])
+    return wanted
 
 
 async def _found(request: Request, job_id: str) -> tuple[Records, FlowRun]:
@@ -159,11 +172,11 @@ async def _check(housekeeper: Housekeeper, body: CreateJob, base: str) -> None:
     files = Files(shelves.database, shelves.store)
     for param, name in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if name is not None and (row := await files.get(name)).purpose != "fine-tune":
-            raise UsageError(f"'{param}': file '{row.id}' has the purpose '{row.purpose}', not 'fine-tune'.")
+            raise ParameterError(param, f"is a file of the purpose '{row.purpose}', not 'fine-tune'.")
     registry = ModelRegistry(shelves.database)
     model, at, version = body.model.removeprefix(LOCAL).partition("@")
     lines = await registry.names()
-    if at and model in lines and version.isdecimal():
+    if at and model in lines and version.isdecimal() and len(version) < 10:
         await registry.get(model, int(version))
     elif at or model not in {*lines, *BUILT_IN, base}:
         raise NotFoundError("model", body.model, [*(f"{LOCAL}{name}" for name in lines), *BUILT_IN])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timestep.database.engine import Database
     from timestep.database.models import UnitRow
 
-TAG, PREFIX, KIND = "openai:fine_tuning", "ftjob-", "fine-tuning job"
+TAG, PREFIX, KIND = "openai:fine_tuning", "ftjob-", "job"
 PREPARE, EPOCH, METRICS = "training/prepare", "training/epoch-", "training/metrics"
 JUDGED = "training/evaluate-after"
 
