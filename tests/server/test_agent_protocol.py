@@ -124,7 +124,8 @@ async def test_a_step_that_others_run_before_is_waited_for(client: Client) -> No
 async def test_a_cancelled_step_is_done_again(client: Client, service: Service) -> None:
     task = await client.task("once more")
     # Another step of the same session, which waits for a person: what comes behind it has to wait as well.
-    ahead = await client.http.post(f"{service.api}/steps", json={"agent": "cleaner", "session_id": task})
+    body = {"input": "go", "agent": "cleaner", "session_id": task}
+    ahead = await client.http.post(f"{service.api}/steps", json=body)
 
     async def waits() -> bool:
         return bool((await client.http.get(f"{service.api}/steps/{ahead.json()['id']}")).json()["pending"])

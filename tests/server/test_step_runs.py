@@ -92,6 +92,7 @@ async def test_a_cancelled_step_is_started_again(http: httpx.AsyncClient, servic
 @pytest.mark.parametrize(
     ("body", "named"),
     [
+        ({}, "input' is empty"),
         ({"input": 1}, "input"),
         ({"input": "go", "turns": 3}, "turns"),
         ({"input": "go", "max_turns": 0}, "max_turns"),

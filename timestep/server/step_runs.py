@@ -47,6 +47,8 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     demand(request, Scope.TRAINING if body.mode is Mode.TRAINING else Scope.INFERENCE, "POST /v1/steps")
     refuse_files(body.model or "")
     refuse_files(str(((body.inference and body.inference.request) or {}).get("model")))
+    if body.mode is Mode.INFERENCE and not body.input:
+        raise ParameterError("input", "is empty. Say what the agent should do.")
     there = await roster(request)
     names = [one.id for one in there.agents]
     if body.agent is not None and body.agent not in names:
