@@ -9,10 +9,14 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import func, select, update
 
 from tests.models.conftest import wait_for
 from tests.server.stage import Stage, staged
 from timestep.database.engine import Database
+from timestep.database.models import FileRow
+from timestep.server.records import Housekeeper
+from timestep.settings import Settings
 
 LINE = b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {}}\n'
 
@@ -193,3 +197,19 @@ def test_a_client_that_leaves_leaves_nothing(files_url: str, stage: Stage) -> No
     with pytest.raises(ConnectionError):
         httpx.post(files_url, content=breaks(), headers={"content-type": "multipart/form-data; boundary=b"})
     wait_for(lambda: stored(stage) == before, 30)
+
+
+async def test_a_server_that_keeps_house_sweeps_expired_files(client: OpenAI, stage: Stage) -> None:
+    kept, old = (client.files.create(file=b"text", purpose="assistants").id for _ in range(2))
+    settings = Settings(home=stage.home, database_url=stage.database_url, prefect_api_url="http://127.0.0.1:9/api")
+    housekeeper = Housekeeper(settings)
+    try:
+        database = await housekeeper.database()
+        async with database.session() as session:
+            await session.execute(update(FileRow).where(FileRow.id == old).values(expires_at=func.now()))
+        await housekeeper._sweep_files()
+        async with database.session() as session:
+            assert list(await session.scalars(select(FileRow.id).where(FileRow.purpose == "assistants"))) == [kept]
+        assert not any(old in path.parts for path in stored(stage))
+    finally:
+        await housekeeper.close()

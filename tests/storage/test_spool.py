@@ -13,7 +13,7 @@ import pytest
 from storage.drivers import parse_url
 from storage.spool import LOCKED_AFTER, spooled, sweep
 from storage.store import ObjectStore
-from timestep.errors import NotFoundError, StorageError
+from timestep.errors import NotFoundError, StorageError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
@@ -61,6 +61,16 @@ async def test_a_folder_that_can_not_be_written_to_is_named(s3_url: str, tmp_pat
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file/spool"):
         await ObjectStore.open(s3_url, tmp_path / "file" / "spool").put("key", stream(b"a"))
+
+
+async def test_a_stream_does_not_leave_the_store_by_a_link(local: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "store").mkdir(exist_ok=True)
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "outside")
+    for key in ("link/key", "../outside/key", str(tmp_path / "outside" / "key")):
+        with pytest.raises(UsageError, match="can't be an object's key"):
+            await local.put(key, stream(b"bytes"))
+    assert [*(tmp_path / "outside").iterdir()] == []
 
 
 async def test_parts_that_nobody_put_together_are_forgotten(s3_url: str) -> None:
