@@ -36,6 +36,8 @@ RESULT = {"type": "function_call_output", "call_id": "c", "output": [{"type": "i
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
         ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
         ({"metadata": {"k": "x" * 513}}, "metadata"),
+        ({"metadata": {"k": "\0"}}, "metadata"),
+        ({"input": [{"role": "user", "content": "x", "id": "\0"}]}, "input[0].id"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
             "input[0].content[0].type",

@@ -35,6 +35,8 @@ def test_a_conversation_is_kept_changed_and_deleted(client: OpenAI, stage: Stage
     assert client.conversations.update(made.id, metadata={"topic": "sky"}).metadata == {"topic": "sky"}
     assert client.conversations.retrieve(made.id).metadata == {"topic": "sky"}
     assert client.conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.conversations.retrieve("conv_%00")
     for gone in (client.conversations.retrieve, client.conversations.delete, client.conversations.items.list):
         with pytest.raises(openai.NotFoundError, match=made.id):
             gone(made.id)

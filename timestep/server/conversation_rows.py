@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from timestep.agents.responses import conversations
-from timestep.agents.responses.items import Item
+from timestep.agents.responses.items import Item, is_id
 from timestep.database.engine import Database
 from timestep.database.models import ConversationItemRow, ConversationRow
 from timestep.errors import NotFoundError
@@ -76,14 +76,14 @@ async def delete_item(database: Database, id: str, item_id: str) -> dict[str, An
 
 
 async def _row(session: AsyncSession, id: str) -> ConversationRow:
-    row = await session.get(ConversationRow, id)
+    row = await session.get(ConversationRow, id) if is_id(id) else None
     if row is None:
         raise NotFoundError(KIND, id)
     return row
 
 
 async def _item(session: AsyncSession, id: str, item_id: str) -> ConversationItemRow:
-    row = await session.get(ConversationItemRow, (id, item_id))
+    row = await session.get(ConversationItemRow, (id, item_id)) if is_id(item_id) else None
     if row is None:
         raise NotFoundError("item", item_id)
     return row

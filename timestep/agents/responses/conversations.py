@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from timestep.agents.responses.items import Item
+from timestep.agents.responses.items import Item, is_id
 from timestep.database.engine import Database
 from timestep.database.models import ConversationItemRow, ConversationRow
 from timestep.errors import NotFoundError
@@ -20,7 +20,7 @@ async def history(database: Database, conversation_id: str) -> list[Item]:
         ServiceUnavailableError: the database is away.
     """
     async with database.session() as session:
-        if await session.get(ConversationRow, conversation_id) is None:
+        if not is_id(conversation_id) or await session.get(ConversationRow, conversation_id) is None:
             raise NotFoundError("conversation", conversation_id)
         chosen = select(ConversationItemRow.item).where(ConversationItemRow.conversation_id == conversation_id)
         return list(await session.scalars(chosen.order_by(ConversationItemRow.number)))
@@ -40,7 +40,7 @@ async def add(session: AsyncSession, conversation_id: str, items: Sequence[Item]
     """
     # Two that add at the same time do so one after the other, so that the items of each stay together.
     found = select(ConversationRow.id).where(ConversationRow.id == conversation_id).with_for_update()
-    if await session.scalar(found) is None:
+    if not is_id(conversation_id) or await session.scalar(found) is None:
         raise NotFoundError("conversation", conversation_id)
     added: list[Item] = []
     for item in items:

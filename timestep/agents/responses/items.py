@@ -1,6 +1,7 @@
 """Input items of the Responses API: checked, numbered, and said as chat messages."""
 
 import json
+import re
 from typing import Any
 from uuid import uuid4
 
@@ -8,17 +9,23 @@ from timestep.errors import NotSupportedError, ParameterError
 
 Item = dict[str, Any]
 
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 ROLES = ("user", "assistant", "system", "developer")
 _PARTS = ("input_text", "input_image", "output_text", "refusal", "text")
 _PREFIXES = {"message": "msg_", "function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}
 _PREFIXES |= {"mcp_call": "mcp_"}
 
 
+def is_id(value: Any) -> bool:
+    """Whether an object can have that id."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def check_items(items: list[Item], name: str = "input") -> None:
     """Refuse items that no chat has a place for. ParameterError, NotSupportedError: which, and why."""
     for index, item in enumerate(items):
-        if item.get("id") is not None and not isinstance(item["id"], str):
-            raise ParameterError(f"{name}[{index}].id", "must be text.")
+        if item.get("id") is not None and not is_id(item["id"]):
+            raise ParameterError(f"{name}[{index}].id", "must be text of at most 128 letters, digits, '_', '-', '.'.")
         _check(f"{name}[{index}]", item)
 
 

@@ -24,7 +24,9 @@ _OF_CLIENTS = ("stream", "background", "previous_response_id", "conversation")
 
 def _metadata(value: dict[str, str]) -> dict[str, str]:
     if len(value) > 16 or any(len(key) > 64 or len(text) > 512 for key, text in value.items()):
-        raise ValueError("holds at most 16 pairs, of 64 characters in a key and 512 in a value")
+        raise ValueError("at most 16 pairs, of 64 characters in a key and 512 in a value")
+    if any("\0" in part for pair in value.items() for part in pair):
+        raise ValueError("no text may hold a NUL character")
     return value
 
 

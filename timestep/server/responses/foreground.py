@@ -19,6 +19,7 @@ from timestep.agents.responses.items import Item, shortened
 from timestep.agents.responses.objects import ended, failed, skeleton
 from timestep.agents.responses.request import ResponseRequest
 from timestep.agents.responses.where import answering
+from timestep.errors import TimestepError
 from timestep.models.disconnect import ClientGone, unless_gone
 from timestep.server import sse
 from timestep.server.responses import streams
@@ -94,7 +95,10 @@ async def _events(turn: Turn, chat: StreamingResponse) -> AsyncGenerator[Event]:
                 begun, narrator.output, model=told.model, usage=told.usage, completed_at=time.time()
             )
         if turn.keeps:
-            await turn.keep(narrator.response)
+            try:
+                await turn.keep(narrator.response)
+            except TimestepError as error:  # the database is away, or the conversation gone: its client is told
+                narrator.response = failed(narrator.response, str(error))
         yield narrator.state()
     finally:
         if chat.background is not None:

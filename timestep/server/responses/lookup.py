@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import Request
 
-from timestep.agents.responses.items import Item
+from timestep.agents.responses.items import Item, is_id
 from timestep.errors import NotFoundError
 from timestep.server.pages import Page, page
 from timestep.server.records import Housekeeper
@@ -21,6 +21,8 @@ async def find(request: Request, id: str) -> Stored:
     """
     from timestep.server.responses import background
 
+    if not is_id(id):
+        raise NotFoundError(background.KIND, id)
     housekeeper: Housekeeper = request.app.state.housekeeper
     if (found := await stored.load((await housekeeper.shelves()).database, id)) is not None:
         return found
@@ -35,7 +37,7 @@ async def forget(request: Request, id: str) -> None:
     from timestep.server.responses import background
 
     housekeeper: Housekeeper = request.app.state.housekeeper
-    if not await stored.delete((await housekeeper.shelves()).database, id):
+    if not is_id(id) or not await stored.delete((await housekeeper.shelves()).database, id):
         await find(request, id)
         await background.delete(await housekeeper.records(), id)
 
