@@ -96,7 +96,7 @@ class Values:
         texts = [text for text in self._numbers if not (whole and "." in text)]
         value: float | int = 0
         if texts:
-            if len(texts) > 1:
+            if len(self._numbers) > 1:
                 self._numbers.remove(texts[0])
             value = int(texts[0]) if "." not in texts[0] else float(texts[0])
         step = schema.get("multipleOf")
