@@ -14,7 +14,7 @@ def verify(
     model: Annotated[str | None, typer.Option(help="Model to ask.  [default: scripted where served]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most cases of bfcl, examples of schemathesis.")] = None,
     seconds: Annotated[int | None, typer.Option(min=1, help="Length of the load profile.  [default: 120]")] = None,
-    key: Annotated[str | None, typer.Option(help="API key that may do everything.", envvar="TIMESTEP_KEY")] = None,
+    key: Annotated[str | None, typer.Option(help="API key that may do everything.")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +31,8 @@ def verify(
 
     settings = settings_of(home=home)
     suites, exceptions = chosen(suite or []), Exceptions.load()
-    target = find(url or _running(settings), model, settings.embedding_model, key)
+    own_url, own_key = _running(settings)
+    target = find(url or own_url, model, settings.embedding_model, key or (None if url else own_key))
     target = replace(target, limit=limit, seconds=seconds)
     # The user's, not the home's: the environments are the same for every service.
     cache = platformdirs.user_cache_path("timestep", appauthor=False) / "verify"
@@ -50,9 +51,10 @@ def verify(
         raise typer.Exit(1)
 
 
-def _running(settings: Any) -> str:
-    """Where this machine's service answers, or would."""
+def _running(settings: Any) -> tuple[str, str | None]:
+    """Where this machine's service answers, or would, and its own key."""
+    from deployments import service_key
     from deployments.local import status
 
-    state = status(settings)
-    return str(state.urls.api if state else settings.api_url)
+    state, key = status(settings), service_key.known(settings)
+    return str(state.urls.api if state else settings.api_url), key.get_secret_value() if key else None
