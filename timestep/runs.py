@@ -41,6 +41,8 @@ REVIVE_SECONDS = 90.0  # a crashed run is started again by the service, unless n
 CANCEL_TRIES, CANCEL_SECONDS = 20, 0.05  # a run may come into another state just when it is cancelled
 PAUSE_TRIES, PAUSE_SECONDS = 60, 0.25  # the same, and a start takes seconds
 PAGE = 200  # most runs that Prefect's API returns at once
+LARGEST = 2**63  # no number of a parameter is as large: Prefect's server writes none with more bits
+DEEPEST = 100  # levels of a parameter
 
 # Whether the run of this id has a living process.
 Alive = Callable[[UUID], Awaitable[bool]]
@@ -91,8 +93,8 @@ async def start(
         UsageError: the parameters are not what the flow takes, or hold what can't be stored.
     """
     for name, value in {**parameters, "metadata": labels or {}}.items():
-        if not _storable(value):
-            raise UsageError(f"Parameter '{name}' holds a NUL character or half a surrogate pair. Give text without.")
+        if (why := _unstorable(value)) is not None:
+            raise UsageError(f"Parameter '{name}' {why}")
     try:
         found = await client.read_deployment_by_name(deployment)
     except ObjectNotFound as error:
@@ -113,13 +115,24 @@ async def start(
         raise UsageError(str(detail).removeprefix("Error creating flow run: ")) from error
 
 
-def _storable(value: Any) -> bool:
-    """Whether PostgreSQL takes the value as JSON."""
-    if isinstance(value, str):
-        return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
-    if isinstance(value, dict):
-        return all(_storable(key) and _storable(item) for key, item in value.items())
-    return all(map(_storable, value)) if isinstance(value, list) else True
+def _unstorable(value: Any) -> str | None:
+    """Why Prefect can't store the value, or couldn't tell of it: a run with such a parameter spoils every list."""
+    left = [(value, 0)]
+    while left:
+        one, depth = left.pop()
+        if depth > DEEPEST:
+            return f"is nested deeper than {DEEPEST} levels."
+        if isinstance(one, str):
+            if "\0" in one or any("\ud800" <= character <= "\udfff" for character in one):
+                return "holds a NUL character or half a surrogate pair. Give text without."
+        elif isinstance(one, int | float):
+            if not abs(one) < LARGEST:  # nor NaN
+                return "holds a number of more than 63 bits, or none at all."
+        elif isinstance(one, dict):
+            left += [(part, depth + 1) for pair in one.items() for part in pair]
+        elif isinstance(one, list):
+            left += [(part, depth + 1) for part in one]
+    return None
 
 
 async def resume(client: PrefectClient, run_id: UUID) -> bool:

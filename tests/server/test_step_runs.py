@@ -1,6 +1,7 @@
 """/v1/steps and /v1/agents through a running service: steps are started, listed, cancelled and started again."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
@@ -98,6 +99,10 @@ async def test_a_cancelled_step_is_started_again(http: httpx.AsyncClient, servic
         ({"input": "go", "max_turns": 0}, "max_turns"),
         ({"input": "go", "inference": {"temperature": 9}}, "inference.temperature'"),
         ({"input": "a\0b"}, "input"),
+        # Stored, any of these would have Prefect fail to list its runs.
+        ({"input": "go", "max_turns": 10**30}, "max_turns' holds a number"),
+        ({"input": "go", "inference": {"model_timeout": 1e308}}, "inference' holds a number"),
+        ({"input": [{"role": [[]] * 2, "deep": json.loads("[" * 200 + "]" * 200)}]}, "input' is nested"),
     ],
 )
 async def test_a_step_that_can_not_be_meant_is_refused(

@@ -58,7 +58,7 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     parameters = {"input": body.input, **parameters, "agent": body.agent or there.default}
     key = None if idempotency_key is None else f"v1/steps/{idempotency_key}"
     run = await runs.start(records.client, "step/step", parameters, idempotency_key=key)
-    if any(run.parameters.get(name) != value for name, value in parameters.items()):
+    if key is not None and any(run.parameters.get(name) != value for name, value in parameters.items()):
         raise ParameterError("Idempotency-Key", f"was used for another step, '{run.id}'. Take a new one.")
     return await steps.view(records.client, records.database, run.id, records.storage_url)
 
