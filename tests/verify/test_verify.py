@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,9 @@ from tests.conftest import ROOT, environment
 from tests.models.conftest import Server
 from timestep.errors import UsageError
 from timestep.verify.environments import find_uv
+from timestep.verify.programs import run
+from timestep.verify.results import Result
+from timestep.verify.target import Target, find
 
 
 def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,3 +57,21 @@ def test_no_service_is_one_line() -> None:
     done = verify("--url", "http://127.0.0.1:9")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == "timestep: No service answers at 'http://127.0.0.1:9'. Start one: timestep up\n"
+
+
+def test_a_suite_whose_environment_cannot_be_made_fails_and_says_why(tmp_path: Path, scripted: Server) -> None:
+    class Missing:
+        name, about = "missing", "a suite without what it needs"
+
+        def run(self, target: Target, cache: Path) -> Result:
+            raise UsageError("The suites' environments are made by uv, and there is none.")
+
+    result = run(Missing(), find(scripted.url, None, "wordllama-256", None), tmp_path)
+    assert [check.detail for check in result.failures] == [
+        "The suites' environments are made by uv, and there is none."
+    ]
+
+
+def test_the_scripted_model_is_asked_where_it_is_served(scripted: Server) -> None:
+    assert find(f"{scripted.url}/v1/", None, "wordllama-256", None).model == "scripted"
+    assert not find(scripted.url, "smollm2-135m-instruct", "wordllama-256", None).scripted

@@ -26,6 +26,7 @@ def verify(
 
     from timestep.verify.catalog import chosen
     from timestep.verify.exceptions import Exceptions
+    from timestep.verify.programs import run
     from timestep.verify.table import show
     from timestep.verify.target import find
 
@@ -39,8 +40,7 @@ def verify(
     progress, results = Console(stderr=True, highlight=False), []
     for one in suites:
         progress.print(f"{one.name}: {one.about}", style="dim", soft_wrap=True)
-        result = one.run(target, cache)
-        results.append(exceptions.apply(result, scripted=target.scripted))
+        results.append(exceptions.apply(run(one, target, cache), scripted=target.scripted))
     if as_json:
         print(json.dumps([result.dump() for result in results]))
     else:

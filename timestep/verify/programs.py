@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from xml.etree import ElementTree
 
+from timestep.errors import UsageError
 from timestep.verify import environments, junit
 from timestep.verify.results import Check, Result, broken
 from timestep.verify.target import Target
@@ -29,6 +30,14 @@ class Suite(Protocol):
     def run(self, target: Target, cache: Path) -> Result:
         """Judge the target; environments lie in ``cache``. UsageError: its environment can't be made."""
         ...
+
+
+def run(suite: Suite, target: Target, cache: Path) -> Result:
+    """What comes of the suite; one whose environment can't be made has failed, and the others go on."""
+    try:
+        return suite.run(target, cache)
+    except UsageError as error:
+        return broken(suite.name, str(error))
 
 
 @dataclass(frozen=True)
