@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -25,7 +26,7 @@ CAT, KITTEN, TAX = "a cat on the sofa", "a kitten sleeps on the couch", "the tax
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Server], tiny_file: Path) -> Server:
     """With a GGUF file's embeddings beside the built-in ones."""
-    return serve("timestep.models.server", CONTEXT_LENGTH="1024", EMBEDDING_MODEL=str(tiny_file))
+    return serve("timestep.models.server", MODEL="scripted", EMBEDDING_MODEL=str(tiny_file))
 
 
 @pytest.fixture
@@ -114,10 +115,13 @@ def test_an_embedding_model_does_not_chat(client: OpenAI) -> None:
 
 async def test_no_text_waits_behind_a_generation(server: Server) -> None:
     client = AsyncOpenAI(base_url=server.api, api_key="none")
-    ask: dict[str, Any] = {"model": SMOLLM2, "messages": [{"role": "user", "content": CAT}], "max_tokens": 400}
-    long = asyncio.create_task(client.chat.completions.create(**ask, logit_bias={"2": -100, "0": -100}))
+    ask: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "Please take 60 seconds."}]}
+    long = [asyncio.create_task(client.chat.completions.create(**ask)) for _ in range(2)]
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        while (await http.get("/health")).json()["waiting"] != 1:
+            await asyncio.sleep(0.02)
     await client.embeddings.create(model=WORDLLAMA, input=CAT)
-    await client.embeddings.create(model=WORDLLAMA, input=TAX)
-    assert not long.done()
-    long.cancel()
+    assert not any(task.done() for task in long)
+    for task in long:
+        task.cancel()
     await client.close()
