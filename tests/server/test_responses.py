@@ -258,6 +258,16 @@ def test_an_agent_answers_in_the_foreground(client: OpenAI) -> None:
         client.responses.create(model="agent/looper", input="go")
 
 
+def test_an_agent_whose_client_leaves_is_cancelled_unless_it_is_in_the_background(client: OpenAI) -> None:
+    left: dict[bool, str] = {}
+    for background in (True, False):
+        with client.responses.create(model="agent/idler", input="go", stream=True, background=background) as events:
+            left[background] = next(event.response.id for event in events if event.type == "response.in_progress")
+    until(lambda: client.responses.retrieve(left[False]).status == "cancelled")
+    assert client.responses.retrieve(left[True]).status == "in_progress"
+    client.responses.cancel(left[True])
+
+
 def test_a_response_in_the_background_is_cancelled_and_deleted(service: Service, client: OpenAI) -> None:
     service.clear_calls()
     response = client.responses.create(model="agent/idler", input="go", background=True)
