@@ -109,6 +109,24 @@ async def test_a_step_is_seen_as_people_know_it(make: Make, http: httpx.AsyncCli
     assert last["error"] == "It broke." and last["ended"]
 
 
+async def test_metrics_count_steps_by_state(make: Make, stage: Stage) -> None:
+    seen: list[float] = []
+
+    async def counted() -> bool:  # what Prefect said counts for some seconds
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{stage.port}", timeout=20) as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+        seen.extend(float(line.split()[1]) for line in lines if line.startswith('timestep_steps{state="paused"}'))
+        return bool(seen)
+
+    async def grown() -> bool:
+        return await counted() and seen[-1] == seen[0] + 1
+
+    await eventually(counted, 60)
+    await make(StateType.PAUSED)
+    await make(StateType.PAUSED, flow="batch")
+    await eventually(grown, 60)
+
+
 async def test_what_waits_is_listed_with_what_can_be_decided(make: Make, http: httpx.AsyncClient) -> None:
     step = await make()
     question = call(Kind.QUESTION, 0, '{"question": "Which one?"}')
