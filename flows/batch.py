@@ -67,7 +67,7 @@ async def batch(
             "A line: a step's parameters, its text, or a request.",
         ),
     ],
-    concurrency: Annotated[int, shown("Concurrency", "Lines under way at a time.", ge=1)] = 4,
+    concurrency: Annotated[int, shown("Concurrency", "Lines under way at a time.", ge=1, le=1000)] = 4,
     output: Annotated[str | None, shown("Output", "Path to write the steps' results to, beside the object.")] = None,
     settings: Annotated[BatchSettings, shown("Settings", "Of lines that are requests.")] = STEPS,
 ) -> BatchOutput | Results:

@@ -43,7 +43,7 @@ async def step(
         str | None,
         shown("Model", "Instead of the agent's own: local/NAME, local/NAME@VERSION, or a provider's model."),
     ] = None,
-    max_turns: Annotated[int, shown("Max turns", "Most model calls of the step.", ge=1)] = 10,
+    max_turns: Annotated[int, shown("Max turns", "Most model calls of the step.", ge=1, le=100_000)] = 10,
     inference: Annotated[InferenceSettings, shown("Inference", "Used in inference mode.")] = THINKING,
     training: Annotated[TrainingSettings, shown("Training", "Used in training mode.")] = LEARNING,
 ) -> StepOutput:

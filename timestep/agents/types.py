@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from storage.references import Reference
 
 
+SEEDS = 2**63  # more than that, and Prefect can store the parameters of a run and never read them again
+
+
 class Mode(StrEnum):
     """What a step does with its agent: let it think, or let it learn."""
 
@@ -67,9 +70,11 @@ class InferenceSettings(BaseModel):
         None, gt=0, le=1, title="Top p", description="Sample from the likeliest tokens that add up to this probability."
     )
     max_tokens: int | None = Field(
-        None, ge=1, title="Max tokens", description="Longest answer of one model call, in tokens."
+        None, ge=1, le=10**9, title="Max tokens", description="Longest answer of one model call, in tokens."
     )
-    seed: int | None = Field(None, title="Seed", description="Equal seeds give equal samples on the local model.")
+    seed: int | None = Field(
+        None, ge=-SEEDS, lt=SEEDS, title="Seed", description="Equal seeds give equal samples on the local model."
+    )
     tool_choice: ToolChoice = Field(
         ToolChoice.AUTO, title="Tool choice", description="Whether the model may, must or must not call a tool."
     )
@@ -137,12 +142,17 @@ class TrainingSettings(BaseModel):
     context_length: int = Field(
         1024,
         ge=256,
+        le=2**24,
         multiple_of=256,
         title="Context length",
         description="Tokens in one training window, a multiple of 256; longer conversations are cut.",
     )
     batch: int = Field(
-        0, ge=0, title="Batch", description="Tokens in one optimiser step; 0 means one window, else a divisor of it."
+        0,
+        ge=0,
+        lt=SEEDS,
+        title="Batch",
+        description="Tokens in one optimiser step; 0 means one window, else a divisor of it.",
     )
     optimizer: Optimizer = Field(Optimizer.ADAMW, title="Optimizer", description="adamw, or sgd with less memory.")
     validation_split: float = Field(
@@ -154,11 +164,13 @@ class TrainingSettings(BaseModel):
     promote: Promotion = Field(
         Promotion.IF_BETTER, title="Promote", description="When the new version replaces the one served now."
     )
-    seed: int = Field(42, title="Seed", description="Decides which conversations are held out, and their order.")
+    seed: int = Field(
+        42, ge=-SEEDS, lt=SEEDS, title="Seed", description="Decides which conversations are held out, and their order."
+    )
     own_line: bool = Field(
         False,
         title="Own line",
-        description="The agent's name above is that of a line of versions of its own, which starts from the model above.",
+        description="The agent's name above is that of a line of versions of its own, begun from the model above.",
     )
 
 
