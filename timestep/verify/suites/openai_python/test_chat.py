@@ -161,14 +161,20 @@ def test_tool_none(client: OpenAI, model: str) -> None:
 
 def test_tool_auto(client: OpenAI, model: str) -> None:
     calls = (
-        client.chat.completions.create(model=model, messages=FORECAST, tools=[WEATHER]).choices[0].message.tool_calls
+        client.chat.completions.create(model=model, messages=FORECAST, tools=[WEATHER], max_tokens=200)
+        .choices[0]
+        .message.tool_calls
     )
     assert json.loads(calls[0].function.arguments) == {"city": "Paris"}
 
 
 def test_tools_in_parallel(client: OpenAI, model: str) -> None:
     messages = [{"role": "user", "content": "Use get_weather for 'Rome' and get_time in CET."}]
-    calls = client.chat.completions.create(model=model, messages=messages, tools=[WEATHER, CLOCK]).choices[0].message
+    calls = (
+        client.chat.completions.create(model=model, messages=messages, tools=[WEATHER, CLOCK], max_tokens=200)
+        .choices[0]
+        .message
+    )
     assert {call.function.name for call in calls.tool_calls} == {"get_weather", "get_time"}
     assert len({call.id for call in calls.tool_calls}) == 2
 
