@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from storage.references import Reference
 
-
 SEEDS = 2**63  # more than that, and Prefect can store the parameters of a run and never read them again
 
 
