@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
+from weakref import WeakKeyDictionary
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
@@ -43,6 +44,8 @@ PAUSE_TRIES, PAUSE_SECONDS = 60, 0.25  # the same, and a start takes seconds
 PAGE = 200  # most runs that Prefect's API returns at once
 LARGEST = 2**63  # no number of a parameter is as large: Prefect's server writes none with more bits
 DEEPEST = 100  # levels of a parameter
+
+_deployments: WeakKeyDictionary[PrefectClient, dict[str, UUID]] = WeakKeyDictionary()
 
 # Whether the run of this id has a living process.
 Alive = Callable[[UUID], Awaitable[bool]]
@@ -95,24 +98,36 @@ async def start(
     for name, value in {**parameters, "metadata": labels or {}}.items():
         if (why := _unstorable(value)) is not None:
             raise UsageError(f"Parameter '{name}' {why}")
-    try:
-        found = await client.read_deployment_by_name(deployment)
-    except ObjectNotFound as error:
-        raise NotFoundError("deployment", deployment) from error
+    known = deployment in _deployments.setdefault(client, {})
+    # Without a key, a request that is tried again could start two.
+    key = idempotency_key or str(uuid4())
     try:
         return await client.create_flow_run_from_deployment(
-            # Without a key, a request that is tried again could start two.
-            found.id,
+            await _deployment(client, deployment),
             parameters=parameters,
-            idempotency_key=idempotency_key or str(uuid4()),
+            idempotency_key=key,
             tags=list(tags),
             labels={**labels} if labels else None,
         )
     except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404 and known:  # it was deleted, and may have been made anew
+            del _deployments[client][deployment]
+            return await start(client, deployment, parameters, idempotency_key=key, tags=tags, labels=labels)
         if error.response.status_code not in (409, 422):
             raise
         detail = error.response.json().get("detail", error.response.text)
         raise UsageError(str(detail).removeprefix("Error creating flow run: ")) from error
+
+
+async def _deployment(client: PrefectClient, name: str) -> UUID:
+    """The id of a deployment, asked for once: Prefect's answer holds all of it."""
+    known = _deployments[client]
+    if name not in known:
+        try:
+            known[name] = (await client.read_deployment_by_name(name)).id
+        except ObjectNotFound as error:
+            raise NotFoundError("deployment", name) from error
+    return known[name]
 
 
 def _unstorable(value: Any) -> str | None:

@@ -22,7 +22,7 @@ from timestep import repair, runs, steps
 from timestep.agents.record import identity
 from timestep.cli.running import _interrupted
 from timestep.database.engine import Database
-from timestep.errors import ConflictError, RunFailedError, ServiceUnavailableError
+from timestep.errors import ConflictError, NotFoundError, RunFailedError, ServiceUnavailableError
 from timestep.settings import Settings
 
 
@@ -67,6 +67,20 @@ async def lives(step: Step) -> None:
 
 async def state(step: Step) -> str:
     return str((await step.client.read_flow_run(step.id)).state_name)
+
+
+async def test_a_deployment_that_is_deleted_and_made_anew_is_found(make: Make) -> None:
+    client = (await make()).client
+    before = await runs.start(client, "step/step", {}, idempotency_key="a")
+    assert before.deployment_id is not None
+    await client.delete_deployment(before.deployment_id)
+    with pytest.raises(NotFoundError, match="deployment 'step/step'"):
+        await runs.start(client, "step/step", {})
+    await make()  # registers it
+    after = await runs.start(client, "step/step", {}, idempotency_key="b")
+    again = await runs.start(client, "step/step", {}, idempotency_key="b")
+    assert (after.id, after.deployment_id) == (again.id, again.deployment_id)
+    assert before.deployment_id != after.deployment_id
 
 
 async def test_a_deleted_run_has_failed_for_those_who_wait_for_it(make: Make) -> None:

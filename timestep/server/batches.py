@@ -52,9 +52,7 @@ class CreateBatch(BaseModel):
 @router.post("", summary="Create a batch", responses=errors(404, 409))
 async def create(body: CreateBatch, request: Request) -> Batch:
     """Start a batch of the requests in a file; they are checked first."""
-    from timestep import runs
     from timestep.files import Files
-    from timestep.steps.views import answering
 
     housekeeper: Housekeeper = request.app.state.housekeeper
     labels = run_lists.labels(body.metadata)
@@ -70,10 +68,8 @@ async def create(body: CreateBatch, request: Request) -> Batch:
         "deadline": deadline.isoformat(),
         "output_expires_after": body.output_expires_after and body.output_expires_after.seconds,
     }
-    async with answering(records.client):
-        run = await runs.start(
-            records.client, DEPLOYMENT, {"inputs": row.id, "settings": settings}, tags=[TAG], labels=labels
-        )
+    parameters = {"inputs": row.id, "settings": settings}
+    run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
     return await batch_views.view(records, shelves, run)
 
 

@@ -12,12 +12,13 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from timestep.errors import ServiceUnavailableError, TimestepError
+from timestep.server.starting import Starts
 from timestep.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Records:
-    """Where steps are looked up."""
+    """Where steps are looked up, and started."""
 
     client: PrefectClient
     database: Database
     feed: EventFeed
     storage_url: str
+    starts: Starts = field(default_factory=Starts)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class StepRequest(BaseModel):
 @router.post("", operation_id="createStep", summary="Start a step.", status_code=201, responses=errors(404))
 async def create(body: StepRequest, request: Request, idempotency_key: Key = None) -> StepView:
     """Starts a step and answers at once; it goes on whatever becomes of this server. Watch it by its events."""
-    from timestep import runs, steps
+    from timestep import steps
 
     demand(request, Scope.TRAINING if body.mode is Mode.TRAINING else Scope.INFERENCE, "POST /v1/steps")
     refuse_files(body.model or "")
@@ -57,7 +57,7 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     parameters = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     parameters = {"input": body.input, **parameters, "agent": body.agent or there.default}
     key = None if idempotency_key is None else f"v1/steps/{idempotency_key}"
-    run = await runs.start(records.client, "step/step", parameters, idempotency_key=key)
+    run = await records.starts.start(records.client, "step/step", parameters, idempotency_key=key)
     if key is not None and any(run.parameters.get(name) != value for name, value in parameters.items()):
         raise ParameterError("Idempotency-Key", f"was used for another step, '{run.id}'. Take a new one.")
     return await steps.view(records.client, records.database, run.id, records.storage_url)

@@ -78,11 +78,9 @@ async def _run(
     Its key is of the number: where a server was killed between making a run and noting it, the run is found again
     here, and noted before another is made.
     """
-    from timestep import runs
-
     while True:
         key = f"{task.id}-{number}"
-        run = await runs.start(records.client, "step/step", parameters, idempotency_key=key, tags=[TAG])
+        run = await records.starts.start(records.client, "step/step", parameters, idempotency_key=key, tags=[TAG])
         if run.parameters.get("input") == parameters["input"]:
             return run
         session.add(_row(task, run, StepRequestBody(), str(run.parameters.get("input"))))

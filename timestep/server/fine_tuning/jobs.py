@@ -32,15 +32,11 @@ PAUSE_SECONDS = 20.0  # a run that is just being started is paused once it has
 @router.post("", summary="Create a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def create(body: CreateJob, request: Request) -> Job:
     """Start a step that learns; its result answers by its name as soon as the job has succeeded."""
-    from timestep import runs
-    from timestep.steps.views import answering
-
     housekeeper: Housekeeper = request.app.state.housekeeper
     parameters, labels = body.parameters(), run_lists.labels(body.metadata)
     await _check(housekeeper, body, request.app.state.settings.model)
     records = await housekeeper.records()
-    async with answering(records.client):
-        run = await runs.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
+    run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
     return await _view(records, run)
 
 

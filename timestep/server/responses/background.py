@@ -28,14 +28,11 @@ PRUNED_SECONDS = 3600.0  # after which the words of a step are only in its outpu
 
 
 async def start(records: Records, body: dict[str, Any], earlier: list[Item]) -> Stored:
-    """Have a step answer the request. ServiceUnavailableError: Prefect's server is away."""
-    from timestep import runs
+    """Have a step answer the request. RateLimitError, ServiceUnavailableError: not now."""
     from timestep.agents import respond
-    from timestep.steps.views import answering
 
     asked = respond.parameters(body, earlier)
-    async with answering(records.client):
-        run = await runs.start(records.client, "step/step", asked, tags=[respond.TAG])
+    run = await records.starts.start(records.client, "step/step", asked, tags=[respond.TAG])
     return await _view(records, run)
 
 
