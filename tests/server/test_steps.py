@@ -37,7 +37,7 @@ from timestep.agents.record.events import PER_ATTEMPT
 from timestep.agents.record.waiting import Decision, Kind, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
-from timestep.server import steps as routes
+from timestep.server import sse
 from timestep.steps import CallDecision, decisions, traces
 
 NOBODY = "00000000-0000-0000-0000-00000000000f"
@@ -602,7 +602,7 @@ async def test_while_prefect_hangs_it_says_so_and_streams_go_on(make: Make, stag
 
 
 async def test_a_quiet_stream_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.05)
     closed = asyncio.Event()
 
     async def nothing() -> Any:
@@ -612,7 +612,7 @@ async def test_a_quiet_stream_shows_that_it_lives(monkeypatch: pytest.MonkeyPatc
         finally:
             closed.set()
 
-    stream = routes._stream(nothing(), asyncio.Event())
-    assert [await anext(stream) for _ in range(3)][1:] == [b": \n\n"] * 2
+    stream = sse.framed(nothing(), asyncio.Event(), sse.frame)
+    assert [await anext(stream) for _ in range(2)] == [b": \n\n"] * 2
     await stream.aclose()
     assert closed.is_set()

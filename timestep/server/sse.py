@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, TypeVar
 
 import anyio
 
@@ -13,6 +13,7 @@ HEARTBEAT_SECONDS = 10.0
 CLOSE_SECONDS = 1.0  # of the server's end that a stream may hold up
 
 Object = dict[str, Any]
+T = TypeVar("T")
 
 
 def frame(event: Object) -> bytes:
@@ -20,14 +21,18 @@ def frame(event: Object) -> bytes:
     return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
 
 
-async def framed(source: AsyncGenerator[Object], leaving: asyncio.Event) -> AsyncGenerator[bytes]:
+async def framed(
+    source: AsyncGenerator[T], leaving: asyncio.Event, as_bytes: Callable[[T], bytes], opening: bytes = b""
+) -> AsyncGenerator[bytes]:
     """The events of ``source`` as they come, a comment now and then while none does, until the server is leaving.
 
-    Closes ``source`` whatever happens.
+    Closes ``source`` whatever happens. ``opening`` is sent before all.
     """
     gone = asyncio.ensure_future(leaving.wait())
-    following: asyncio.Future[Object | None] | None = None
+    following: asyncio.Future[T | None] | None = None
     try:
+        if opening:
+            yield opening
         while True:
             following = following or asyncio.ensure_future(_next(source))
             await asyncio.wait((following, gone), timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -35,7 +40,7 @@ async def framed(source: AsyncGenerator[Object], leaving: asyncio.Event) -> Asyn
                 event, following = following.result(), None
                 if event is None:
                     return
-                yield frame(event)
+                yield as_bytes(event)
             elif gone.done():
                 return
             else:
@@ -47,11 +52,11 @@ async def framed(source: AsyncGenerator[Object], leaving: asyncio.Event) -> Asyn
             await asyncio.wait([asyncio.create_task(_close(source, following))], timeout=CLOSE_SECONDS)
 
 
-async def _next(source: AsyncGenerator[Object]) -> Object | None:
+async def _next(source: AsyncGenerator[T]) -> T | None:
     return await anext(source, None)
 
 
-async def _close(source: AsyncGenerator[Object], following: asyncio.Future[Object | None] | None) -> None:
+async def _close(source: AsyncGenerator[T], following: asyncio.Future[T | None] | None) -> None:
     if following is not None:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

@@ -6,18 +6,16 @@ it got, as every EventSource does, gets each of the others once, whichever serve
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
-import anyio
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from timestep.agents.record.step_view import CallDecision, StepView
 from timestep.errors import NotFoundError, UsageError
+from timestep.server import sse
 from timestep.server.documented import errors, json_body
 from timestep.server.records import Housekeeper, Records
 
@@ -26,10 +24,8 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1/steps", tags=["steps"])
 
-HEARTBEAT_SECONDS = 10.0
-CLOSE_SECONDS = 1.0  # of the server's end that a stream may hold up
 RETRY_MILLISECONDS = 1000  # after which a client whose stream broke comes back
-HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+OPENING = f"retry: {RETRY_MILLISECONDS}\n: watching\n\n".encode()
 HTTP = "the HTTP API"  # who decided, where the request doesn't say it
 _DECISION = CallDecision.model_json_schema()
 _VERDICTS = _DECISION.pop("$defs")["Verdict"]
@@ -42,7 +38,16 @@ _SEVERAL = {
     "additionalProperties": False,
 }
 _ONE = {**_DECISION, "properties": {**_DECISION["properties"], "by": _BY}}
-_EVENTS = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+# Of each event; its other fields are of its type.
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "position": {"type": ["string", "null"], "description": "Where in the step: the call that it is about."},
+        "created_at": {"type": "string", "format": "date-time"},
+    },
+}
+_EVENTS = {"content": {"text/event-stream": {"schema": _EVENT}}}
 
 
 @router.get("/{step}", operation_id="getStep", summary="Get a step.", responses=errors(404))
@@ -117,44 +122,9 @@ async def events(
         return await steps.ended(records.client, run_id)
 
     housekeeper: Housekeeper = request.app.state.housekeeper
-    stream = _stream(records.feed.watch(str(run_id), since, ended), housekeeper.leaving)
-    return StreamingResponse(stream, headers=HEADERS, media_type="text/event-stream")
-
-
-async def _stream(source: AsyncGenerator[Event], leaving: asyncio.Event) -> AsyncGenerator[bytes]:
-    """The events as they come, a comment now and then while none does. Closes ``source`` whatever happens."""
-    gone = asyncio.ensure_future(leaving.wait())
-    following: asyncio.Future[Event | None] | None = None
-    try:
-        yield f"retry: {RETRY_MILLISECONDS}\n: watching\n\n".encode()
-        while True:
-            following = following or asyncio.ensure_future(_next(source))
-            await asyncio.wait((following, gone), timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                event, following = following.result(), None
-                if event is None:
-                    return
-                yield _frame(event)
-            elif gone.done():
-                return
-            else:
-                yield b": \n\n"
-    finally:
-        gone.cancel()
-        with anyio.CancelScope(shield=True):
-            # In a task of its own, which goes on where a query that is under way takes longer to be given up.
-            await asyncio.wait([asyncio.create_task(_close(source, following))], timeout=CLOSE_SECONDS)
-
-
-async def _close(source: AsyncGenerator[Event], following: asyncio.Future[Event | None] | None) -> None:
-    if following is not None:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-    await source.aclose()
-
-
-async def _next(source: AsyncGenerator[Event]) -> Event | None:
-    return await anext(source, None)
+    happened = records.feed.watch(str(run_id), since, ended)
+    stream = sse.framed(happened, housekeeper.leaving, _frame, OPENING)
+    return StreamingResponse(stream, headers=sse.HEADERS, media_type=sse.MEDIA_TYPE)
 
 
 def _frame(event: Event) -> bytes:

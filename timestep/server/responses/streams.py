@@ -22,7 +22,7 @@ async def again(request: Request, id: str, after: int | None) -> StreamingRespon
 
 def live(request: Request, events: AsyncGenerator[Event]) -> StreamingResponse:
     """The events as they come, until the client leaves or the server does."""
-    framed = sse.framed(events, request.app.state.housekeeper.leaving)
+    framed = sse.framed(events, request.app.state.housekeeper.leaving, sse.frame)
     return StreamingResponse(framed, headers=sse.HEADERS, media_type=sse.MEDIA_TYPE)
 
 
