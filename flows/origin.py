@@ -8,9 +8,9 @@ from flows.support import Services
 from timestep.agents.record.ledger import Begin, Ledger
 from timestep.agents.record.units import fingerprint, unit
 from timestep.errors import NotFoundError, UsageError
-from timestep.models.files import BUILT_IN, SCRIPTED
+from timestep.models.files import SCRIPTED
 from timestep.models.registry import ModelRegistry, ModelVersion
-from timestep.models.routing import PREFIX, is_file
+from timestep.models.routing import PREFIX, base_names, is_file, taken_names
 
 
 class Origin(BaseModel):
@@ -49,6 +49,8 @@ async def origin(
 async def _of_line(registry: ModelRegistry, services: Services, name: str, model: str | None) -> Origin:
     if name in services.registry.names():
         raise UsageError(f"'{name}' is an agent's name. Train the agent, as {PREFIX}{name}, or choose another name.")
+    if name in taken_names(services.settings):
+        raise UsageError(f"'{name}' is the name of a model that was not trained here. Choose another name.")
     if not model:
         raise UsageError(f"A line of versions of its own, '{name}', needs a model to start from.")
     start, base = await _start(registry, services, model)
@@ -63,12 +65,12 @@ async def _start(registry: ModelRegistry, services: Services, model: str) -> tup
     """The version that a model's name means, and its base; None: the base itself."""
     name, at, version = model.removeprefix(PREFIX).partition("@")
     lines = await registry.names()
-    if name in lines and not is_file(model):
+    bases = [base for base in base_names(services.settings) if base != SCRIPTED.name]
+    if name in lines and not is_file(model) and model not in bases:
         found = await registry.get(name, _number(name, version)) if at else await registry.promoted(name)
         return found, found.base if found else lines[name]
     if name in services.registry.names() and not at:  # an agent that nobody has trained yet
         return None, await _base(registry, services, name, None)
-    bases = [base for base in dict.fromkeys([*BUILT_IN, services.settings.model]) if base != SCRIPTED.name]
     if is_file(model) or (name in bases and not at):
         return None, model.removeprefix(PREFIX)
     raise NotFoundError("model", model, [*(f"{PREFIX}{line}" for line in lines), *bases])

@@ -11,7 +11,7 @@ from openai import OpenAI
 from storage.store import ObjectStore
 from tests.models.conftest import SMOLLM2, Server
 from timestep.database.engine import Database
-from timestep.errors import ModelFileError, NotFoundError
+from timestep.errors import ModelFileError, NotFoundError, UsageError
 from timestep.models.engines import EnginePool
 from timestep.models.files import WORDLLAMA
 from timestep.models.registry import ModelRegistry, ModelVersion
@@ -51,6 +51,20 @@ async def test_an_agents_model_is_its_base_until_a_version_is_promoted(shop: Sho
     served = await shop.router.resolve("local/assistant")
     assert served.name == "local/assistant@1"
     assert served.path.stat().st_size < smollm2.stat().st_size
+
+
+async def test_no_line_of_versions_takes_the_name_of_another_model(shop: Shop) -> None:
+    for name in (SMOLLM2, WORDLLAMA):
+        file = (await shop.version()).file
+        await shop.registry.register(name, file, SMOLLM2, None, {})
+        await shop.registry.promote(name, 1)
+        assert (await shop.router.resolve(f"local/{name}")).name == f"local/{name}@1"
+    assert (await shop.router.resolve(SMOLLM2)).name == SMOLLM2
+    with pytest.raises(UsageError, match="makes embeddings"):
+        await shop.router.resolve(WORDLLAMA)
+    with pytest.raises(UsageError, match="was not trained here"):
+        await shop.router.delete(SMOLLM2)
+    await shop.router.delete(f"local/{SMOLLM2}")
 
 
 async def test_a_version_is_served_by_its_number(shop: Shop) -> None:

@@ -3,7 +3,7 @@
 local/assistant     what the agent 'assistant' serves: its promoted version, else its declared base
 local/assistant@3   version 3 of it
 assistant           the same without the prefix
-smollm2-135m-…      a base model: a built-in one, or the one that the settings name
+smollm2-135m-…      a base model: a built-in one, or the one that the settings name; this goes before an agent's
 /models/x.gguf      any GGUF file by its absolute path (~ is the user's home) or URL
 """
 
@@ -26,6 +26,16 @@ def is_file(name: str) -> bool:
     """Whether a model's name is a file's absolute path or URL."""
     name = name.removeprefix(PREFIX)
     return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and own_path(name).is_absolute())
+
+
+def base_names(settings: Settings) -> list[str]:
+    """Names of the base models: the built-in ones, and the one that the settings name."""
+    return list(dict.fromkeys([*BUILT_IN, settings.model]))
+
+
+def taken_names(settings: Settings) -> set[str]:
+    """Names that mean a model which nobody here trained: no line of versions may have one."""
+    return {*base_names(settings), *embedder_names(settings), SCRIPTED.name}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,10 @@ class ModelRouter:
         models = [f"{PREFIX}{name}" for name in await self._declared()]
         versions = await self._registry.versions() if self._registry else []
         return [
-            *((name, None) for name in dict.fromkeys([*models, *self._bases(), *embedder_names(self._settings)])),
+            *(
+                (name, None)
+                for name in dict.fromkeys([*models, *base_names(self._settings), *embedder_names(self._settings)])
+            ),
             *((f"{PREFIX}{made.name}@{made.version}", made.created_at) for made in versions),
         ]
 
@@ -64,8 +77,8 @@ class ModelRouter:
             ConflictError: it is the version that its model serves.
         """
         name, at, version = model.removeprefix(PREFIX).partition("@")
-        if self._registry is None or name not in await self._declared():
-            if not at and name in [*self._bases(), *embedder_names(self._settings)]:
+        if self._registry is None or name not in await self._declared() or self._untrained(model):
+            if not at and self._untrained(name):
                 raise UsageError(f"Model '{name}' was not trained here, and can't be deleted.")
             raise NotFoundError("model", model, await self.names())
         if at:
@@ -82,12 +95,12 @@ class ModelRouter:
             return await self._base(model.removeprefix(PREFIX))
         name, at, version = model.removeprefix(PREFIX).partition("@")
         declared = await self._declared()
-        if name in declared and self._registry:
+        if self._registry and name in declared and not self._untrained(model):
             if at:
                 return await self._serve(await self._version(name, version))
             promoted = await self._registry.promoted(name)
             return await (self._serve(promoted) if promoted else self._base(declared[name]))
-        if not at and name in self._bases():
+        if not at and name in base_names(self._settings):
             return await self._base(name)
         if not at and name in embedder_names(self._settings):
             raise UsageError(f"Model '{name}' makes embeddings, and can't be asked for anything else.")
@@ -112,5 +125,6 @@ class ModelRouter:
     async def _declared(self) -> dict[str, str]:
         return await self._registry.names() if self._registry else {}
 
-    def _bases(self) -> list[str]:
-        return list(dict.fromkeys([*BUILT_IN, self._settings.model]))
+    def _untrained(self, model: str) -> bool:
+        """Whether this is, to the letter, the name of a model that nobody here trained."""
+        return model in base_names(self._settings) or model in embedder_names(self._settings)

@@ -11,6 +11,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from timestep.errors import ConflictError, NotFoundError, NotSupportedError, ParameterError
 from timestep.models.routing import PREFIX as LOCAL
 from timestep.server import run_lists
+from timestep.server.agents import roster
 from timestep.server.documented import errors
 from timestep.server.fine_tuning import events, views
 from timestep.server.fine_tuning.asked import CreateJob
@@ -34,6 +35,7 @@ async def create(body: CreateJob, request: Request) -> Job:
     """Start a step that learns; its result answers by its name as soon as the job has succeeded."""
     housekeeper: Housekeeper = request.app.state.housekeeper
     parameters, labels = body.parameters(), run_lists.labels(body.metadata)
+    await _check_suffix(request, body.suffix)
     await _check(housekeeper, body, request.app.state.settings.model)
     records = await housekeeper.records()
     run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
@@ -156,6 +158,18 @@ def _refuse(run: FlowRun, job_id: str, what: str) -> None:
     if state is not None and (state.is_completed() or state.is_failed()):
         ended = "succeeded" if state.is_completed() else "failed"
         raise ConflictError(f"Fine-tuning job '{job_id}' has {ended}: it can't be {what}.")
+
+
+async def _check_suffix(request: Request, suffix: str | None) -> None:
+    """Refuse a name that means something else already. ParameterError: whose it is."""
+    from timestep.models.routing import taken_names
+
+    if suffix is None:
+        return
+    if suffix in taken_names(request.app.state.settings):
+        raise ParameterError("suffix", f"is '{suffix}', a model that was not trained here. Choose another name.")
+    if suffix in {agent.id for agent in (await roster(request)).agents}:
+        raise ParameterError("suffix", f"is '{suffix}', which is an agent's name. Train the agent, or choose another.")
 
 
 async def _check(housekeeper: Housekeeper, body: CreateJob, base: str) -> None:
