@@ -102,6 +102,13 @@ async def test_a_cancelled_step_is_started_again(http: httpx.AsyncClient, servic
         # Stored, any of these would have Prefect fail to list its runs.
         ({"input": "go", "max_turns": 10**30}, "max_turns' holds a number"),
         ({"input": "go", "inference": {"model_timeout": 1e308}}, "inference' holds a number"),
+        # Files of the server's own machine and storage are not for clients to name.
+        ({"mode": "training", "training": {"dataset": "/etc/passwd"}}, "training.dataset' is '/etc/passwd'"),
+        ({"mode": "training", "training": {"dataset": "files/file-1"}}, "training.dataset"),
+        ({"mode": "training", "training": {"dataset": "file-/../../etc/passwd"}}, "training.dataset"),
+        ({"mode": "training", "training": {"validation": "traces/2026"}}, "training.validation"),
+        ({"mode": "training", "training": {"validation": "traces"}}, "training.validation"),
+        ({"input": "go", "training": {"dataset": "/etc/passwd"}}, "training.dataset"),
         ({"input": [{"role": [[]] * 2, "deep": json.loads("[" * 200 + "]" * 200)}]}, "input' is nested"),
     ],
 )

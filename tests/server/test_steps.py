@@ -37,6 +37,7 @@ from timestep.agents.record.events import PER_ATTEMPT
 from timestep.agents.record.waiting import Decision, Kind, Verdict
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, UsageError
+from timestep.keys import Keys, Scope
 from timestep.server import sse
 from timestep.steps import CallDecision, decisions, traces
 
@@ -300,6 +301,33 @@ async def test_unknown_steps_are_not_found(make: Make, http: httpx.AsyncClient) 
             response = await request
             assert response.status_code == 404, response.text
             assert response.json()["error"]["code"] == "step_not_found"
+
+
+async def test_a_key_changes_what_becomes_of_those_steps_only_that_it_may_start(
+    make: Make, http: httpx.AsyncClient
+) -> None:
+    step = await make(agent="planner", mode="training")
+    thinks = await make(agent="planner")
+    await thinks.ask(call())
+    database = Keys(step.database)
+    keys = {scope: await database.create(scope, [scope]) for scope in (Scope.INFERENCE, Scope.TRAINING)}
+
+    async def asked(scope: Scope, one: Step, what: str, body: Any = None) -> httpx.Response:
+        headers = {"authorization": f"Bearer {keys[scope][1]}"}
+        return await http.request("GET" if what == "" else "POST", f"/{one.id}{what}", headers=headers, json=body)
+
+    try:
+        for scope, other in ((Scope.INFERENCE, step), (Scope.TRAINING, thinks)):
+            for what, body in (("/cancel", None), ("/resume", None), ("/approvals", {"verdict": "approve"})):
+                refused = await asked(scope, other, what, body)
+                assert refused.status_code == 403, refused.text
+                assert f"POST /v1/steps/{other.id}{what} needs a key of scope" in refused.json()["error"]["message"]
+            assert (await asked(scope, other, "")).json()["status"] in ("in_progress", "waiting_approval")
+        assert (await asked(Scope.TRAINING, step, "/cancel")).status_code == 200
+        assert (await asked(Scope.INFERENCE, thinks, "/approvals", {"verdict": "approve"})).status_code == 200
+    finally:
+        for row, _ in keys.values():
+            await database.revoke(row.id, forget=True)
 
 
 async def test_a_decision_that_came_before_the_suspension_still_resumes_it(make: Make, http: httpx.AsyncClient) -> None:

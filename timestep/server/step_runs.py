@@ -1,5 +1,6 @@
 """/v1/steps: started, listed and cancelled. What one is doing, and what it asks of people, is in :mod:`.steps`."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -8,15 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from timestep.agents.record.step_view import StepStatus, StepView
 from timestep.agents.types import InferenceSettings, Mode, TrainingSettings
 from timestep.errors import NotFoundError, ParameterError
-from timestep.keys import Scope
 from timestep.server.agents import roster
 from timestep.server.documented import errors
 from timestep.server.inference import refuse_files
 from timestep.server.pages import After, Limit, Order, Page, page
 from timestep.server.security.scopes import demand
-from timestep.server.steps import records_of, step_id
+from timestep.server.steps import scope_of, step_id, touched
 
 router = APIRouter(prefix="/v1/steps", tags=["steps"])
+
+_FILE = re.compile(r"file-[0-9a-f]{32}")
 
 Key = Annotated[
     str | None,
@@ -44,9 +46,8 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     """Starts a step and answers at once; it goes on whatever becomes of this server. Watch it by its events."""
     from timestep import steps
 
-    demand(request, Scope.TRAINING if body.mode is Mode.TRAINING else Scope.INFERENCE, "POST /v1/steps")
-    refuse_files(body.model or "")
-    refuse_files(str(((body.inference and body.inference.request) or {}).get("model")))
+    demand(request, scope_of(body.mode), "POST /v1/steps")
+    _refuse_files(body)
     if body.mode is Mode.INFERENCE and not body.input:
         raise ParameterError("input", "is empty. Say what the agent should do.")
     there = await roster(request)
@@ -61,6 +62,20 @@ async def create(body: StepRequest, request: Request, idempotency_key: Key = Non
     if key is not None and any(run.parameters.get(name) != value for name, value in parameters.items()):
         raise ParameterError("Idempotency-Key", f"was used for another step, '{run.id}'. Take a new one.")
     return await steps.view(records.client, records.database, run.id, records.storage_url)
+
+
+def _refuse_files(body: StepRequest) -> None:
+    """NotFoundError, ParameterError: a file of this machine or of storage, which are for its own people to name."""
+    refuse_files(body.model or "")
+    refuse_files(str(((body.inference and body.inference.request) or {}).get("model")))
+    for part in ("dataset", "validation"):
+        named = getattr(body.training, part, None)
+        if named is None or _FILE.fullmatch(named):
+            continue
+        if part == "validation" or named != "traces":
+            traces = "" if part == "validation" else "'traces' or "
+            why = f"is '{named[:40]}'. Give {traces}the id of a file that was uploaded to /v1/files."
+            raise ParameterError(f"training.{part}", why)
 
 
 class Chosen(BaseModel):
@@ -96,8 +111,7 @@ async def cancel(step: str, request: Request) -> StepView:
     """Has the step end: at once where no process runs it, else within seconds. Answers with the step as it stands."""
     from timestep import steps
 
-    records, run_id = await records_of(request, step)
-    await steps.read(records.client, run_id)  # what isn't a step, such as a batch, isn't cancelled here
+    records, run_id = await touched(request, step, "cancel")
     await steps.cancel(records.client, records.database, run_id)
     return await steps.view(records.client, records.database, run_id, records.storage_url)
 
@@ -117,8 +131,7 @@ async def resume(step: str, request: Request, body: ResumeRequest | None = None)
     """Starts a step again that failed or was cancelled: what it had finished is not done again."""
     from timestep import steps
 
-    records, run_id = await records_of(request, step)
-    await steps.read(records.client, run_id)
+    records, run_id = await touched(request, step, "resume")
     changes = body is not None and body.accept_changes
     await steps.resume(records.client, records.database, run_id, accept_changes=changes)
     return await steps.view(records.client, records.database, run_id, records.storage_url)

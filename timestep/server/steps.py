@@ -14,10 +14,13 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from timestep.agents.record.step_view import CallDecision, StepView
+from timestep.agents.types import Mode
 from timestep.errors import NotFoundError, UsageError
+from timestep.keys import Scope
 from timestep.server import sse
 from timestep.server.documented import errors, json_body
 from timestep.server.records import Housekeeper, Records
+from timestep.server.security.scopes import demand
 
 if TYPE_CHECKING:
     from timestep.agents.record.events import Event
@@ -75,7 +78,7 @@ async def decide(step: str, request: Request) -> StepView:
     """
     from timestep import steps
 
-    records, run_id = await records_of(request, step)
+    records, run_id = await touched(request, step, "approvals")
     body = _json_object(await request.body())
     by = body.pop("by", None) or HTTP
     if not isinstance(by, str):
@@ -172,6 +175,26 @@ async def records_of(request: Request, step: str) -> tuple[Records, UUID]:
     run_id = step_id(step)
     housekeeper: Housekeeper = request.app.state.housekeeper
     return await housekeeper.records(), run_id
+
+
+async def touched(request: Request, step: str, what: str) -> tuple[Records, UUID]:
+    """As :func:`records_of`, for who changes what becomes of a step.
+
+    Raises:
+        NotFoundError: no step has such an id; what isn't a step, such as a batch, isn't changed here.
+        PermissionDeniedError: the key's scopes don't cover what this step does.
+    """
+    from timestep import steps
+
+    records, run_id = await records_of(request, step)
+    run = await steps.read(records.client, run_id)
+    demand(request, scope_of(run.parameters.get("mode")), f"POST /v1/steps/{run_id}/{what}")
+    return records, run_id
+
+
+def scope_of(mode: Any) -> Scope:
+    """What a key must cover to start a step of this mode, or to change what becomes of it."""
+    return Scope.TRAINING if mode == Mode.TRAINING else Scope.INFERENCE
 
 
 def step_id(step: str) -> UUID:
