@@ -67,6 +67,23 @@ def test_words_whose_deltas_are_gone_are_told_whole() -> None:
     assert deltas(events) == ["All of it"] and done(events) == [("completed", "All of it")]
 
 
+def test_a_message_that_was_told_is_not_told_again_behind_what_was_thought_before_it() -> None:
+    thought = {"type": "reasoning", "status": "completed", "summary": [], "content": []}
+    call = {"type": "function_call", "status": "completed", "call_id": "c", "name": "f", "arguments": "{}"}
+    for first in (thought, call):
+        happened = [("call.started", {}), said("Hello "), said("world")]
+        events = fold(*happened, output=[first, message("Hello world")])
+        ends = [event["item"]["type"] for event in events if event["type"] == "response.output_item.done"]
+        assert deltas(events) == ["Hello ", "world"] and ends == ["message", first["type"]]
+
+
+def test_what_was_told_does_not_change_by_what_is_told_later() -> None:
+    narrator = Narrator(skeleton(checked({"model": "m", "input": "x"}), "resp_0", 0))
+    added = next(event for event in narrator.text("a", [{"token": "a"}]) if event["type"].endswith("part.added"))
+    narrator.text("b", [{"token": "b"}])
+    assert added["part"] == {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+
+
 def test_calls_of_an_agent_are_told_in_the_order_of_their_asking() -> None:
     def call(name: str) -> dict[str, Any]:
         known = {"type": "mcp_call", "id": name, "name": name, "arguments": "{}", "output": "ok", "server_label": "a"}

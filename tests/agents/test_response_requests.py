@@ -7,13 +7,14 @@ import pytest
 from timestep.agents.respond import check, of_step, parameters
 from timestep.agents.responses.chat import Answer, BrokenChatError, chat_body
 from timestep.agents.responses.events import Event, Narrator
-from timestep.agents.responses.items import complete, shortened
-from timestep.agents.responses.objects import skeleton
+from timestep.agents.responses.items import complete, messages, shortened
+from timestep.agents.responses.objects import ended, skeleton
 from timestep.agents.responses.request import checked
 from timestep.errors import NotFoundError, NotSupportedError, ParameterError, TooLargeError, UsageError
 
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+MADE = {"type": "mcp_call", "id": "mcp_1", "name": "g", "arguments": "{}", "output": "43", "server_label": "agent"}
 RESULT = {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "42"}]}
 
 
@@ -42,6 +43,12 @@ RESULT = {"type": "function_call_output", "call_id": "c", "output": [{"type": "i
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
             "input[0].content[0].type",
         ),
+        ({"input": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "input[0].content[0].refusal"),
+        ({"input": [{**MADE, "output": 5}]}, "input[0].output"),
+        ({"input": [{"type": "reasoning", "content": 5}]}, "input[0].content"),
+        ({"input": [{"type": "reasoning", "summary": ["x"]}]}, "input[0].summary"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"input": "half \ud83d"}, "input"),
         ({"model": "agent/a", "tools": [TOOL]}, "tools"),
         ({"model": "agent/a", "text": {"format": {"type": "json_object"}}}, "text.format"),
@@ -52,6 +59,16 @@ def test_what_a_step_cannot_answer_is_refused_by_its_parameter(given: dict[str, 
         check({"model": "m", "input": "x", **given})
     assert isinstance(caught.value, ParameterError | NotSupportedError) and caught.value.param == param
     assert f"'{param}'" in str(caught.value)
+
+
+def test_a_parameter_that_is_null_counts_as_absent() -> None:
+    check({"model": "m", "input": "x", "prompt": None, "max_tool_calls": None, "context_management": None, "new": None})
+
+
+def test_an_item_that_no_chat_can_say_is_refused() -> None:
+    for item in ({"type": "mcp_call"}, {"role": "assistant", "content": [{"type": "refusal"}]}):
+        with pytest.raises(ParameterError, match="input"):
+            messages([item], None)
 
 
 def test_a_client_names_no_files_as_models() -> None:
@@ -66,7 +83,7 @@ def test_a_request_is_said_as_chat() -> None:
         CALL,
         RESULT,
         {"role": "assistant", "content": "It is 42."},
-        {"type": "mcp_call", "id": "mcp_1", "name": "g", "arguments": "{}", "output": "43", "server_label": "agent"},
+        MADE,
     ]
     text = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
@@ -137,6 +154,12 @@ async def test_thoughts_words_and_parallel_calls_become_items_of_their_own() -> 
 async def test_a_turn_that_reaches_its_limit_before_a_word_has_an_incomplete_message() -> None:
     _, events = await told(finish="length")
     assert events[-1]["item"]["status"] == "incomplete"
+
+
+async def test_a_turn_that_is_filtered_is_incomplete_and_says_why() -> None:
+    _, events = await told({"content": "I"}, finish="content_filter")
+    response = ended(skeleton(checked({"model": "m", "input": "x"}), "resp_0", 0), [events[-1]["item"]])
+    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "content_filter"})
 
 
 async def test_a_refusal_is_a_part_of_the_message() -> None:

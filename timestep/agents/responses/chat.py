@@ -9,6 +9,8 @@ from timestep.agents.responses.objects import usage_of
 from timestep.agents.responses.request import LOGPROBS, ResponseRequest
 from timestep.errors import TimestepError
 
+# How a turn ends before its time, and why it did where that isn't the limit of tokens.
+CUT = {"length": None, "content_filter": "content_filter"}
 TOO_LONG = "context_length_exceeded"  # the code of a refusal, here and at OpenAI
 
 
@@ -86,8 +88,8 @@ class Answer:
                 yield event
         if self._finish is None:
             raise BrokenChatError("The model's answer broke off before its end.")
-        if self._finish == "length":
-            for event in self._narrator.cut():
+        if self._finish in CUT:
+            for event in self._narrator.cut(CUT[self._finish]):
                 yield event
         for event in self._narrator.close():
             yield event

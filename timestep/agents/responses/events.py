@@ -14,6 +14,11 @@ def item_id(kind: str, response_id: str, index: int) -> str:
     return f"{_PREFIXES.get(kind, 'item')}_{response_id.removeprefix('resp_')}{index:04x}"
 
 
+def text_of(message: Item) -> str:
+    """The words of a message, but for a refusal's."""
+    return "".join(part.get("text", "") for part in message["content"])
+
+
 class Narrator:
     """Tells of one response. ``output`` is what was told so far; each method gives the events of what is new."""
 
@@ -22,6 +27,11 @@ class Narrator:
         self.output: list[Item] = []
         self._number = 0
         self._open: dict[str, int] = {}  # of a message, of reasoning, and of calls by their index in the chat's turn
+
+    @property
+    def words(self) -> str | None:
+        """What was told of the message that has no end yet; None where there is none."""
+        return text_of(self.output[self._open["message"]]) if "message" in self._open else None
 
     def state(self, status: str | None = None) -> Event:
         """That the response is created, or in progress, or has come to its end."""
@@ -77,14 +87,14 @@ class Narrator:
         chosen = [key for key in self._open if not keys or key in keys]
         return [event for key in chosen for event in self._done(key, status)]
 
-    def cut(self) -> list[Event]:
-        """The end of the turn by the limit of tokens: its last item is incomplete."""
+    def cut(self, why: str | None = None) -> list[Event]:
+        """The end of the turn before its time: its last item is incomplete. ``why``, if not by the limit of tokens."""
         events: list[Event] = []
         if not self._open:
             events = self._begin("message", "message", {"role": "assistant", "content": []})
         *before, last = sorted(self._open, key=lambda key: self._open[key])
         events += self.close(*before) if before else []
-        return events + self._done(last, "incomplete")
+        return events + self._done(last, "incomplete", None if why is None else {"reason": why})
 
     def _say(self, kind: str, delta: str, logprobs: list[Any]) -> list[Event]:
         events = []
@@ -95,10 +105,9 @@ class Narrator:
         content = self.output[index]["content"]
         if not content or content[-1]["type"] != kind:
             events += self._part_done(index) if content else []
-            empty = {"text": "", "annotations": [], "logprobs": []} if kind == "output_text" else {"refusal": ""}
-            content.append({"type": kind, **empty})
-            part = {**content[-1]}
-            events.append(self._of(index, "response.content_part.added", content_index=len(content) - 1, part=part))
+            content.append(_part(kind))
+            place = {"content_index": len(content) - 1, "part": _part(kind)}
+            events.append(self._of(index, "response.content_part.added", **place))
         place = {"content_index": len(content) - 1, "delta": delta}
         if kind == "refusal":
             content[-1]["refusal"] += delta
@@ -110,10 +119,8 @@ class Narrator:
     def _message(self, item: Item) -> list[Event]:
         """What of the message was not told yet; where other words were, those are given up."""
         events: list[Event] = []
-        told = self.output[self._open["message"]]["content"] if "message" in self._open else []
-        words = "".join(part.get("text", "") for part in item["content"])
-        before = "".join(part.get("text", "") for part in told)
-        if told and not words.startswith(before):
+        words, before = text_of(item), self.words or ""
+        if before and not words.startswith(before):
             events, before = self.close("message", status="incomplete"), ""
         for part in item["content"]:
             if part["type"] == "refusal":
@@ -122,7 +129,7 @@ class Narrator:
                 events += self.text(part["text"][len(before) :], part.get("logprobs"))
         if "message" not in self._open:
             events += self._begin("message", "message", {"role": "assistant", "content": []})
-        return events + self._done("message", item["status"])
+        return events + self._done("message", item["status"], item.get("incomplete_details"))
 
     def _mcp(self, item: Item) -> list[Event]:
         events = self.close()
@@ -148,10 +155,12 @@ class Narrator:
         self._open[key] = index
         return [self._event("response.output_item.added", output_index=index, item=_copy(self.output[index]))]
 
-    def _done(self, key: str, status: str) -> list[Event]:
+    def _done(self, key: str, status: str, why: Item | None = None) -> list[Event]:
         index = self._open.pop(key)
         item = self.output[index]
         item["status"] = status
+        if why is not None:  # of the response, which is made of its items alone
+            item["incomplete_details"] = why
         events = []
         if item["type"] == "message" and item["content"]:
             events = self._part_done(index)
@@ -179,6 +188,12 @@ class Narrator:
     def _event(self, type: str, **fields: Any) -> Event:
         self._number += 1
         return {"type": type, "sequence_number": self._number - 1, **fields}
+
+
+def _part(kind: str) -> Item:
+    """A part of a message before any word of it; one of its own each time, since it goes on changing."""
+    empty = {"text": "", "annotations": [], "logprobs": []} if kind == "output_text" else {"refusal": ""}
+    return {"type": kind, **empty}
 
 
 def _copy(item: Item) -> Item:

@@ -42,10 +42,13 @@ def _check(where: str, item: Item) -> None:
             _check_content(f"{where}.output", item.get("output"))
         case "mcp_call":
             _texts(where, item, "id", "name", "arguments")
+            if item.get("output") is not None:
+                _texts(where, item, "output")
         case "item_reference":
             _texts(where, item, "id")
         case "reasoning":
-            pass
+            for name in ("summary", "content"):
+                _check_thoughts(f"{where}.{name}", item.get(name))
         case kind:
             raise NotSupportedError(f"{where}.type", f"is {json.dumps(kind)}, which is not supported.")
 
@@ -61,8 +64,19 @@ def _check_content(where: str, content: Any) -> None:
             raise NotSupportedError(f"{where}[{index}].type", f"is {json.dumps(kind)}, which is not supported.")
         if kind in ("input_text", "output_text", "text") and not isinstance(part.get("text"), str):
             raise ParameterError(f"{where}[{index}].text", "must be text.")
+        if kind == "refusal" and not isinstance(part.get("refusal"), str):
+            raise ParameterError(f"{where}[{index}].refusal", "must be text.")
         if kind == "input_image" and not isinstance(part.get("image_url"), str):
             raise NotSupportedError(f"{where}[{index}]", "needs an 'image_url'; files are not supported as images.")
+
+
+def _check_thoughts(where: str, parts: Any) -> None:
+    if parts is None:
+        return
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts
+    ):
+        raise ParameterError(where, "must be a list of parts with a text.")
 
 
 def _texts(where: str, item: Item, *names: str) -> None:
@@ -133,6 +147,10 @@ def messages(items: list[Item], instructions: str | None) -> list[dict[str, Any]
         return [*system, *(dict(message) for message in Converter.items_to_messages(plain_items(items)))]
     except UserError as error:
         raise ParameterError("input", f"can't be said as chat: {error}") from None
+    except (TypeError, KeyError, AttributeError):  # of an item whose parts are not what their kinds have
+        raise ParameterError(
+            "input", "has an item that can't be said as chat. Look at the types of its parts."
+        ) from None
 
 
 def plain_items(items: list[Item]) -> list[Any]:

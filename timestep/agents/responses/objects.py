@@ -58,10 +58,11 @@ def ended(
     completed_at: float | None = None,
 ) -> dict[str, Any]:
     """The response with its output: incomplete where an item is, else completed."""
-    cut = any(item.get("status") == "incomplete" for item in output)
+    cut = [item for item in output if item.get("status") == "incomplete"]
     done = {"output": output, "usage": usage, "model": model or response["model"]}
     if cut:
-        return {**response, **done, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+        why = cut[-1].get("incomplete_details") or {"reason": "max_output_tokens"}
+        return {**response, **done, "status": "incomplete", "incomplete_details": why}
     return {**response, **done, "status": "completed", "completed_at": None if not completed_at else int(completed_at)}
 
 

@@ -18,7 +18,6 @@ _REFUSED = (
     *("context_management", "prompt_cache_options"),
 )
 _UNKNOWN = "is no parameter of the Responses API that is known here. Leave it out."
-_NOT_OF_AGENTS = ("top_logprobs", "reasoning", "truncation", "include")
 _OF_CLIENTS = ("stream", "background", "previous_response_id", "conversation")
 
 
@@ -142,8 +141,9 @@ def checked(body: dict[str, Any]) -> ResponseRequest:
         ParameterError: a parameter whose value can't be meant; it is named.
         NotSupportedError: one that is not implemented.
     """
+    body = {name: value for name, value in body.items() if value is not None}  # null is as good as nothing
     for name in _REFUSED:
-        if body.get(name) is not None:
+        if name in body:
             raise NotSupportedError(name)
     _refuse_tools(body.get("tools"))
     try:
@@ -208,6 +208,8 @@ def _check_together(request: ResponseRequest) -> None:
     for included in request.include or []:
         if included != LOGPROBS:
             raise NotSupportedError("include", f"holds '{included}'; only '{LOGPROBS}' is supported.")
+    if request.agent is None and request.top_logprobs and LOGPROBS not in (request.include or []):
+        raise ParameterError("top_logprobs", f"needs 'include' to hold '{LOGPROBS}'.")
     if request.stream_options and request.stream_options != {"include_obfuscation": False}:
         raise NotSupportedError("stream_options", "is only supported as {'include_obfuscation': false}.")
     made = request.text and request.text.format
@@ -241,6 +243,8 @@ def _check_agent(request: ResponseRequest) -> None:
 
 def _check_choice(request: ResponseRequest) -> None:
     choice = request.tool_choice
+    if choice == "required" and not request.tools and request.agent is None:
+        raise ParameterError("tool_choice", "is 'required', and there are no tools. Give some, or leave it out.")
     if not isinstance(choice, dict):
         return
     names = {tool.name for tool in request.tools or []}

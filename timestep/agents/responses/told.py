@@ -2,7 +2,7 @@
 
 from timestep.agents.record.events import GAP
 from timestep.agents.record.events import Event as StepEvent
-from timestep.agents.responses.events import Event, Narrator
+from timestep.agents.responses.events import Event, Narrator, text_of
 from timestep.agents.responses.items import Item
 
 
@@ -54,13 +54,24 @@ class StepFold:
     def rest(self, output: list[Item]) -> list[Event]:
         """What of the whole ``output`` was not told yet."""
         told = [_said(item) for item in self._narrator.output if item["status"] == "completed"]
-        events: list[Event] = []
+        left: list[Item] = []
         for item in output:
             if item["type"] in ("message", "mcp_call") and _said(item) in told:
                 told.remove(_said(item))
             else:
-                events += self._narrator.whole(item)
+                left.append(item)
+        # The message that is being told comes first, since any other item would be its end.
+        begun = self._begun(left)
+        events = self._narrator.whole(begun) if begun else self._narrator.close("message", status="incomplete")
+        for item in left:
+            events += self._narrator.whole(item) if item is not begun else []
         return events + self._narrator.close()
+
+    def _begun(self, left: list[Item]) -> Item | None:
+        """Which of the items is the message that has no end yet."""
+        if (words := self._narrator.words) is None:
+            return None
+        return next((item for item in left if item["type"] == "message" and text_of(item).startswith(words)), None)
 
     def _say(self, delta: str) -> list[Event]:
         self._heard += delta
@@ -83,5 +94,5 @@ def finished_tool(event: StepEvent) -> bool:
 def _said(item: Item) -> tuple[object, ...]:
     """What tells one item from another, whatever their ids."""
     if item["type"] == "message":
-        return ("message", "".join(part.get("text", "") for part in item["content"]))
+        return ("message", text_of(item))
     return (item["type"], item.get("name"), item.get("arguments"))

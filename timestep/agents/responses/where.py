@@ -18,7 +18,7 @@ async def answering(model: str, settings: Settings, *, of_step: bool = False) ->
     server = endpoints.model_server(settings, of_step=of_step)
     provider = None if model.startswith(PREFIX) else endpoints.provider(model, settings)
     if provider is not None:
-        listed = {name.removeprefix(PREFIX) for name in await listed_models(server.base_url.removesuffix("/v1"))}
+        listed = {name.removeprefix(PREFIX) for name in await listed_models(server)}
         if model.partition("@")[0] not in listed:
             return provider
     return server, model
