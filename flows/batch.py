@@ -15,7 +15,7 @@ import prefect
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.exceptions import ObjectNotFound, ParameterTypeError
+from prefect.exceptions import ObjectNotFound, ParameterTypeError, TerminationSignal
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
@@ -143,7 +143,7 @@ class _Batch:
         """Run all lines' steps; cancelled with the batch."""
         try:
             return await asyncio.gather(*(self.line(number, text) for number, text in lines))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TerminationSignal):
             await asyncio.shield(self.cancel_steps())
             raise
 

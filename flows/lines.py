@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import TerminationSignal
 
 from flows.answering import Answering, Api, Responses
 from flows.asking import Asker
@@ -51,7 +52,6 @@ async def run_lines(
     async with _answering(attempt.lease, settings, concurrency, services) as answering:
         asked = lines.run(files.open(input_file_id), answering, concurrency)
         in_time = await _in_time(asked, settings.deadline)
-        await lines.recorded()
         if not in_time:
             await answering.stop()
     recorded = await attempt.ledger.begin(Begin(FILES, "batch", "files", ""))
@@ -79,7 +79,7 @@ async def _answering(
             answering = Responses(lease, client, services)
             try:
                 yield answering
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, TerminationSignal):
                 await asyncio.shield(_stop_cancelled(client, lease, answering))
                 raise
 
@@ -117,8 +117,13 @@ class Lines:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(concurrency):
                     workers.create_task(work())
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from None
+        except BaseExceptionGroup as group:
+            # The signal that ends the process comes up in any of them, and is to be seen as what it is.
+            signals = (error for error in group.exceptions if not isinstance(error, Exception))
+            raise next(signals, group.exceptions[0]) from None
+        finally:
+            if self.recording:
+                await asyncio.wait(self.recording)
 
     async def line(self, request: BatchRequest, answering: Answering) -> None:
         """One line: its answer from the record, or asked for and recorded."""
@@ -135,10 +140,6 @@ class Lines:
         recording.add_done_callback(self.recording.discard)
         # Shielded: an answer that came is recorded, also where the batch is cancelled or its time is over.
         await asyncio.shield(recording)
-
-    async def recorded(self) -> None:
-        """Wait for the answers that are being recorded."""
-        await asyncio.gather(*self.recording)
 
     def counts(self) -> tuple[int, int]:
         """Completed and failed lines."""

@@ -205,6 +205,11 @@ class Repair:
                 return False
             if self._needed(now, standing) is not action:
                 return False
+            if now.state.is_crashed() and await self._was_cancelled(run.id):
+                if action is Action.RESTORE:
+                    await runs.cancel(self._client, run.id, self._lives)
+                    return True
+                action = Action.CANCEL
             await self._count(connection, step_id, action)
             if action is Action.CANCEL:
                 # Before the run itself, so that it is tried again should it fail: a batch has steps under way.
@@ -213,6 +218,16 @@ class Repair:
             result = await self._client.set_flow_run_state(run.id, state)
         logger.info("Run '%s' (%s): %s.%s", run.id, now.name, action, "" if result.state else " Refused.")
         return True
+
+    async def _was_cancelled(self, run_id: UUID) -> bool:
+        """Whether a crashed run was to be cancelled when it crashed: since it was last started, that is."""
+        states = await self._client.read_flow_run_states(run_id)
+        for state in sorted(states, key=lambda state: state.timestamp, reverse=True):
+            if state.is_cancelling() or state.is_cancelled():
+                return True
+            if state.is_scheduled():
+                return False
+        return False
 
     async def _count(self, connection: asyncpg.Connection, step_id: str, action: Action) -> None:
         if action in (Action.REVIVE, Action.RESUBMIT):

@@ -20,6 +20,7 @@ from sqlalchemy import select
 
 from deployments.state import load_state
 from tests.conftest import Service
+from timestep import runs
 from timestep.agents.record import identity
 from timestep.database.engine import Database
 from timestep.database.models import StepRow, UnitRow
@@ -187,6 +188,23 @@ def test_a_cancelled_batch_keeps_the_answers_that_it_got(client: OpenAI) -> None
         client.batches.cancel(finished.id)
 
 
+def test_a_cancelled_batch_of_quick_lines_stays_cancelled(service: Service, client: OpenAI) -> None:
+    body = {"model": "wordllama-256", "input": "text"}
+    lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/embeddings", "body": body} for n in range(4000)]
+    batch = start(client, lines, endpoint="/v1/embeddings")
+    while not (batch.request_counts and batch.request_counts.completed > 20):
+        time.sleep(0.1)
+        batch = client.batches.retrieve(batch.id)
+    client.batches.cancel(batch.id)
+    done = ended(client, batch)
+    assert done.status == "cancelled"
+    time.sleep(5)  # longer than a crashed run is left alone
+    assert client.batches.retrieve(batch.id) == done
+    assert asyncio.run(states(service, batch))[-1] == "Cancelled"
+    assert done.request_counts is not None
+    assert len(results(client, done.output_file_id)) == done.request_counts.completed < 4000
+
+
 def test_lines_without_an_answer_in_the_window_expire(client: OpenAI) -> None:
     lines = [chat("quick"), *(chat(f"slow {n}", max_tokens=900) for n in range(60))]
     done = ended(client, start(client, lines, completion_window="8s"))
@@ -257,6 +275,13 @@ class Recorded:
     answers: dict[str, str]
     attempt: int
     holder: str | None
+
+
+async def states(service: Service, batch: Batch) -> list[str]:
+    """The states that the batch's flow run came through."""
+    async with runs.connect(service.prefect_api) as prefect:
+        history = await prefect.read_flow_run_states(UUID(batch.id.removeprefix("batch_")))
+    return [str(state.name) for state in sorted(history, key=lambda state: state.timestamp)]
 
 
 async def record(service: Service, batch: Batch) -> Recorded:

@@ -66,10 +66,12 @@ async def make(stage: Stage) -> AsyncIterator[Make]:
     database = Database(stage.database_url)
     async with PrefectClient(api=stage.prefect_api) as client:
 
-        async def make(kind: StateType = StateType.RUNNING, flow: str = "step", **parameters: Any) -> Step:
+        async def make(
+            kind: StateType = StateType.RUNNING, flow: str = "step", name: str = "staged", **parameters: Any
+        ) -> Step:
             flow_id = await client.create_flow_from_name(flow)
             # By another name than the service's own, whose runs are started again without a process.
-            deployment = await client.create_deployment(flow_id, name="staged", enforce_parameter_schema=False)
+            deployment = await client.create_deployment(flow_id, name=name, enforce_parameter_schema=False)
             run = await client.create_flow_run_from_deployment(deployment, parameters=parameters)
             step = Step(client, database, run.id)
             if kind is not StateType.SCHEDULED:
@@ -84,6 +86,21 @@ async def make(stage: Stage) -> AsyncIterator[Make]:
 async def http(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=stage.url, timeout=20) as client:
         yield client
+
+
+@pytest.mark.parametrize(("before", "after"), [(StateType.CANCELLING, "Cancelled"), (StateType.RUNNING, "Scheduled")])
+async def test_a_run_that_crashed_while_it_was_cancelled_is_not_started_again(
+    make: Make, before: StateType, after: str
+) -> None:
+    step = await make(flow="batch", name="batch")
+    for kind in (before, StateType.RUNNING, StateType.CRASHED):
+        await step.reach(kind)
+
+    async def looked_after() -> bool:
+        return (await step.states())[-1] != "Crashed"
+
+    await eventually(looked_after, 30)
+    assert (await step.states())[-1] == after
 
 
 async def test_a_step_is_seen_as_people_know_it(make: Make, http: httpx.AsyncClient) -> None:
