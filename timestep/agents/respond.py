@@ -24,7 +24,7 @@ from timestep.agents.responses.chat import TOO_LONG, Answer, BrokenChatError, ch
 from timestep.agents.responses.events import Narrator, item_id
 from timestep.agents.responses.items import Item, complete, plain_items, shortened
 from timestep.agents.responses.objects import ended, skeleton, usage_of
-from timestep.agents.responses.request import EARLIER, ResponseRequest, checked
+from timestep.agents.responses.request import BEHIND, EARLIER, ResponseRequest, checked
 from timestep.agents.responses.request import check as check  # where batches look for it
 from timestep.agents.responses.request import of_step as of_step
 from timestep.agents.responses.where import answering
@@ -43,8 +43,10 @@ def response_id(step_id: str) -> str:
     return f"resp_{step_id.replace('-', '')}"
 
 
-def parameters(body: dict[str, Any], earlier: Sequence[Item] = ()) -> dict[str, Any]:
+def parameters(body: dict[str, Any], earlier: Sequence[Item] = (), behind: int | None = None) -> dict[str, Any]:
     """Parameters of the flow ``step`` that answer the request ``body``, behind items that were said ``earlier``.
+
+    ``behind`` is the number of the last of these in the request's conversation.
 
     Raises:
         ParameterError, NotSupportedError: as :func:`timestep.agents.responses.request.checked`.
@@ -52,7 +54,7 @@ def parameters(body: dict[str, Any], earlier: Sequence[Item] = ()) -> dict[str, 
     """
     request = checked(body)
     # The items get their ids here, once: a step that is started again asks the same.
-    asked = {**body, "input": [*earlier, *complete(request.input)], EARLIER: len(earlier)}
+    asked = {**body, "input": [*earlier, *complete(request.input)], EARLIER: len(earlier), BEHIND: behind}
     if (size := len(json.dumps(asked))) > MOST_CHARACTERS:
         raise TooLargeError(
             f"The request has {size} characters with what was said before; {MOST_CHARACTERS} are the most for a step."

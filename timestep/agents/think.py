@@ -132,7 +132,7 @@ async def think(
             else:
                 output = await _run(request, store, registry, step, session)
             if asked is not None and asked.conversation_id is not None:
-                await _converse(attempt, asked.conversation_id, [*asked.added, *(output.response or [])])
+                await _converse(attempt, asked, output.response or [])
     except BaseException as error:
         if not isinstance(error, Pause | NotYourTurnError):
             await trace.ended(error)
@@ -188,10 +188,11 @@ async def _agents_sdk(step: DurableStep, agent: Any, items: list[Any], options: 
     return _Ran(result.final_output, tool_calls(result), _items(result))
 
 
-async def _converse(attempt: Attempt, conversation_id: str, items: list[dict[str, Any]]) -> None:
+async def _converse(attempt: Attempt, asked: ResponseRequest, answer: list[dict[str, Any]]) -> None:
     """What was asked and answered belongs to the conversation now, however often the step comes here."""
+    items = [*asked.added, *answer]
     with suppress(NotFoundError):  # it was deleted meanwhile
-        await conversations.append(attempt.database, conversation_id, items)
+        await conversations.append(attempt.database, asked.conversation_id or "", items, asked.behind)
 
 
 async def _responded(step: DurableStep, asked: ResponseRequest, settings: Settings) -> _Ran:

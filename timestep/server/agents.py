@@ -8,15 +8,16 @@ import json
 import sys
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from timestep.errors import NotFoundError, TimestepError
 from timestep.server.documented import errors
 from timestep.server.pages import After, Limit, Page, page
+from timestep.server.refusals import known_query
 from timestep.settings import Settings
 
-router = APIRouter(prefix="/v1/agents", tags=["agents"])
+router = APIRouter(prefix="/v1/agents", tags=["agents"], dependencies=[Depends(known_query)])
 
 LISTING_SECONDS = 60.0
 

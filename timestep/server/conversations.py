@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,8 +13,9 @@ from timestep.errors import ConflictError, NotFoundError
 from timestep.server.documented import errors
 from timestep.server.pages import After, Limit, Order, Page, page
 from timestep.server.records import Housekeeper
+from timestep.server.refusals import known_query
 
-router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+router = APIRouter(prefix="/v1/conversations", tags=["conversations"], dependencies=[Depends(known_query)])
 
 MOST_ITEMS = 20  # that are added at once, as in OpenAI's API
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from openai.types import Model, ModelDeleted
 from pydantic import BaseModel
@@ -16,10 +16,11 @@ from timestep.models.routing import PREFIX
 from timestep.server.agents import roster
 from timestep.server.documented import errors
 from timestep.server.inference import refuse_files
+from timestep.server.refusals import known_query
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(known_query)])
 
 KEPT_SECONDS = 60.0
 

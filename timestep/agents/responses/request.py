@@ -10,7 +10,8 @@ from timestep.errors import NotFoundError, NotSupportedError, ParameterError
 from timestep.models.routing import is_file
 
 AGENT = "agent/"  # of a model's name that is a registered agent's
-EARLIER = "timestep_earlier"  # beside a step's request: how many of its items were said before
+# Beside a step's request: how many of its items were said before, and the last one's number in the conversation.
+EARLIER, BEHIND = "timestep_earlier", "timestep_behind"
 LOGPROBS = "message.output_text.logprobs"
 
 _REFUSED = (
@@ -116,6 +117,7 @@ class ResponseRequest(BaseModel):
 
     # How many of the items, the first ones, were said before this request: of a step, whose input has all of them.
     _earlier: int = PrivateAttr(0)
+    _behind: int | None = PrivateAttr(None)
 
     @property
     def agent(self) -> str | None:
@@ -127,6 +129,11 @@ class ResponseRequest(BaseModel):
         """The conversation's id."""
         named = self.conversation
         return named.id if isinstance(named, ConversationId) else named
+
+    @property
+    def behind(self) -> int | None:
+        """The number of the conversation's last item that a step's answers; None where it isn't known."""
+        return self._behind
 
     @property
     def added(self) -> list[dict[str, Any]]:
@@ -167,8 +174,8 @@ def checked(body: dict[str, Any]) -> ResponseRequest:
 
 def of_step(body: dict[str, Any]) -> ResponseRequest:
     """A request as a step has it. Raises as :func:`checked`."""
-    request = checked({name: value for name, value in body.items() if name != EARLIER})
-    request._earlier = body.get(EARLIER, 0)
+    request = checked({name: value for name, value in body.items() if name not in (EARLIER, BEHIND)})
+    request._earlier, request._behind = body.get(EARLIER, 0), body.get(BEHIND)
     return request
 
 

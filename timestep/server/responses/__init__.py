@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 from openai.types.responses import Response as ResponseObject
 from pydantic import BaseModel
@@ -11,10 +11,11 @@ from timestep.agents.responses.request import ResponseRequest
 from timestep.errors import NotSupportedError, UsageError
 from timestep.server.documented import errors
 from timestep.server.pages import After, Limit, Order, Page
+from timestep.server.refusals import known_query
 from timestep.server.responses import creation, lookup, streams
 from timestep.server.responses.bodies import json_object, schema_of
 
-router = APIRouter(prefix="/v1/responses", tags=["responses"])
+router = APIRouter(prefix="/v1/responses", tags=["responses"], dependencies=[Depends(known_query)])
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Events, where a stream is asked for."}}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": _STREAM}}

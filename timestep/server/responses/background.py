@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from timestep.agents.responses.events import Event, Narrator
 from timestep.agents.responses.items import Item
 from timestep.agents.responses.objects import ENDED, failed, skeleton
 from timestep.agents.responses.request import AGENT
 from timestep.agents.responses.told import StepFold, finished_tool
-from timestep.errors import ConflictError, NotFoundError
+from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError
 from timestep.server import ids
 from timestep.server.records import Records
-from timestep.server.responses.stored import Stored
+from timestep.server.responses.stored import Earlier, Stored
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
+T = TypeVar("T")
+
 PREFIX, KIND = "resp_", "response"
-POLL_SECONDS = 0.1
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.1, 1.0
+AWAY_SECONDS = 60.0  # that a part of the service may be away before those who wait for a response are told
 END_SECONDS = 30.0  # from a step's last event to its state in Prefect, at most
 PRUNED_SECONDS = 3600.0  # after which the words of a step are only in its output
 
 
-async def start(records: Records, body: dict[str, Any], earlier: list[Item]) -> Stored:
+async def start(records: Records, body: dict[str, Any], earlier: Earlier) -> Stored:
     """Have a step answer the request. RateLimitError, ServiceUnavailableError: not now."""
     from timestep.agents import respond
 
-    asked = respond.parameters(body, earlier)
+    asked = respond.parameters(body, earlier.items, earlier.behind)
     run = await records.starts.start(records.client, "step/step", asked, tags=[respond.TAG])
     return await _view(records, run)
 
@@ -82,24 +85,19 @@ def is_step(name: str, response: dict[str, Any]) -> bool:
     return bool(response["background"]) or str(response["model"]).startswith(AGENT)
 
 
-async def narrate(records: Records, name: str, after: int | None, *, wanted: bool = True) -> AsyncGenerator[Event]:
+async def narrate(records: Records, name: str, after: int | None) -> AsyncGenerator[Event]:
     """The response's events with sequence numbers above ``after``, as they come, to its end.
 
-    They are the same whenever and wherever they are asked for, since they follow from the step's events. One that is
-    not ``wanted`` is cancelled where its reader leaves.
+    They are the same whenever and wherever they are asked for, since they follow from the step's events.
+    ServiceUnavailableError: Prefect's server, or the database, is away for too long.
     """
-    run = await _run(records, name)
+    run = await _patiently(lambda: _run(records, name))
     narrator = Narrator(_begun(run))
     since = -1 if after is None else after
-    try:
-        async with aclosing(_narrated(records, run, narrator)) as events:
-            async for event in events:
-                if event["sequence_number"] > since:
-                    yield event
-    except (GeneratorExit, asyncio.CancelledError):
-        if not wanted:
-            await cancel(records, name)
-        raise
+    async with aclosing(_narrated(records, run, narrator)) as events:
+        async for event in events:
+            if event["sequence_number"] > since:
+                yield event
     last = narrator.state()
     if last["sequence_number"] <= since and _long_ago(narrator.response):
         last["sequence_number"] = since + 1  # there were more events before it than can be told now
@@ -121,13 +119,18 @@ async def _narrated(records: Records, run: FlowRun, narrator: Narrator) -> Async
         async for one in happened:
             for event in fold.events(one):
                 yield event
-            if finished_tool(one) and (call := await _made(records, run, str(one.position))) is not None:
-                for event in fold.called(str(one.position), call):
+            if finished_tool(one):
+                for event in await _called(records, run, fold, str(one.position)):
                     yield event
     stored = await ended(records, ids.object_id(PREFIX, run.id))
     for event in fold.rest(stored.response["output"]):
         yield event
     narrator.response = stored.response
+
+
+async def _called(records: Records, run: FlowRun, fold: StepFold, position: str) -> list[Event]:
+    call = await _patiently(lambda: _made(records, run, position))
+    return [] if call is None else fold.called(position, call)
 
 
 async def _made(records: Records, run: FlowRun, position: str) -> Item | None:
@@ -148,12 +151,31 @@ async def _made(records: Records, run: FlowRun, position: str) -> Item | None:
 
 
 async def ended(records: Records, name: str) -> Stored:
-    """The response once Prefect knows of its end, which is a moment after the step's last event."""
+    """The response once Prefect knows of its end, which is a moment after the step's last event.
+
+    Raises:
+        NotFoundError: it was deleted meanwhile.
+        ServiceUnavailableError: Prefect's server is away for too long.
+    """
+    pause = POLL_SECONDS
     while True:
-        stored = await load(records, name)
+        stored = await _patiently(lambda: load(records, name))
         if stored.response["status"] in ENDED:
             return stored
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
+
+
+async def _patiently(read: Callable[[], Awaitable[T]]) -> T:
+    """What ``read`` gives, once Prefect's server and the database let it. Raises as it does, a while later."""
+    until = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return await read()
+        except ServiceUnavailableError:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(LONGEST_POLL_SECONDS)
 
 
 def _long_ago(response: dict[str, Any]) -> bool:
@@ -162,13 +184,15 @@ def _long_ago(response: dict[str, Any]) -> bool:
 
 
 async def _run(records: Records, name: str) -> FlowRun:
+    from timestep.agents import respond
     from timestep.steps import read
 
     try:
         run = await read(records.client, ids.run_id(PREFIX, name, KIND))
     except NotFoundError:
         raise NotFoundError(KIND, name) from None
-    if not (run.parameters.get("inference") or {}).get("request"):
+    # The request of a step that was started in another way was never checked.
+    if respond.TAG not in run.tags or not (run.parameters.get("inference") or {}).get("request"):
         raise NotFoundError(KIND, name)
     return run
 

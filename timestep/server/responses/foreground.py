@@ -48,7 +48,7 @@ async def answer(request: Request, turn: Turn) -> Response:
         return chat
     events = _events(turn, chat)
     if turn.asked.stream:
-        return streams.live(request, events)
+        return streams.live(request, events, chat.background)
     try:
         last = await unless_gone(request, _last(events))
     except ClientGone:
@@ -97,7 +97,9 @@ async def _events(turn: Turn, chat: StreamingResponse) -> AsyncGenerator[Event]:
         if turn.keeps:
             try:
                 await turn.keep(narrator.response)
-            except TimestepError as error:  # the database is away, or the conversation gone: its client is told
+            except TimestepError as error:  # the database is away, or the conversation gone or changed
+                if not turn.asked.stream:
+                    raise
                 narrator.response = failed(narrator.response, str(error))
         yield narrator.state()
     finally:

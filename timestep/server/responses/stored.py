@@ -20,17 +20,30 @@ class Stored:
     items: list[Item]
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """What was said before a response; of a conversation, the number of the last of it."""
+
+    items: list[Item]
+    behind: int | None = None
+
+
 async def save(
-    database: Database, asked: ResponseRequest, response: dict[str, Any], earlier: list[Item], items: list[Item]
+    database: Database, asked: ResponseRequest, response: dict[str, Any], earlier: Earlier, items: list[Item]
 ) -> None:
-    """Keep a response, and add it to its conversation where it has one."""
+    """Keep a response, and add it to its conversation where it has one; both or neither.
+
+    Raises:
+        ConversationChangedError: others have added to the conversation since it was read.
+        NotFoundError: the conversation is no more.
+    """
     from timestep.agents.responses import conversations
     from timestep.database.models import ResponseRow
 
     row = ResponseRow(
         id=response["id"],
         request=asked.model_dump(mode="json", exclude={"input"}, exclude_none=True),
-        items=[*earlier, *items],
+        items=[*earlier.items, *items],
         response=response,
         previous_response_id=asked.previous_response_id,
         conversation_id=asked.conversation_id,
@@ -39,7 +52,8 @@ async def save(
         if response["store"]:
             session.add(row)
         if asked.conversation_id is not None and response["status"] != "failed":
-            await conversations.add(session, asked.conversation_id, [*items, *response["output"]])
+            said = [*items, *response["output"]]
+            await conversations.add(session, asked.conversation_id, said, earlier.behind)
 
 
 async def load(database: Database, id: str) -> Stored | None:
