@@ -17,6 +17,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling, Crashed
 
+from deployments import service_key
 from storage.traces import TraceStore
 from tests.conftest import Service
 from tests.flows.conftest import Steps
@@ -25,6 +26,7 @@ from timestep import runs
 from timestep.agents.record.lease import Standing
 from timestep.database.engine import Database
 from timestep.repair import LIVING_SECONDS, PENDING_SECONDS, STARTING_SECONDS, Action, Judge
+from timestep.settings import load_settings
 
 
 class Scene:
@@ -229,7 +231,10 @@ async def test_cancelling_stops_the_model(scene: Scene) -> None:
     assert state.is_cancelled()
     model_server = scene.service.json("status")["urls"]["model_server"]
     body = {"model": "assistant", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-    async with httpx.AsyncClient() as client:  # one generation at a time: it would wait for the other
+    key = service_key.known(load_settings(home=scene.service.home))
+    assert key is not None
+    headers = {"authorization": f"Bearer {key.get_secret_value()}"}
+    async with httpx.AsyncClient(headers=headers) as client:  # one generation at a time: it would wait for the other
         answer = await client.post(f"{model_server}/v1/chat/completions", json=body, timeout=10)
     assert answer.status_code == 200
 

@@ -168,7 +168,7 @@ def test_what_a_caller_maps_goes_first() -> None:
 
 async def test_in_the_service_listed_names_win_then_prefixes(model_server: Server) -> None:
     known = settings(model_server_url=model_server.url, providers=f"lab={model_server.api}")
-    listed = frozenset({*await listed_models(model_server.url), "lab/mine"})
+    listed = frozenset({*await listed_models(Endpoint(model_server.api)), "lab/mine"})
     for name, full, where in [
         (SMOLLM2, f"local/{SMOLLM2}", model_server.api),
         ("local/anything", "local/anything", model_server.api),
@@ -193,7 +193,7 @@ def test_in_the_service_a_name_without_a_prefix_is_not_found(name: str, nearest:
 async def test_a_server_that_is_away_is_named() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServiceUnavailableError, match=url):
-        await listed_models(url)
+        await listed_models(Endpoint(f"{url}/v1"))
 
 
 def test_clients_are_shared_within_a_loop_and_not_between_loops() -> None:

@@ -26,7 +26,7 @@ from timestep.settings import Settings
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    server = Guarded(tmp_path_factory.mktemp("models") / "log", {"MODEL": "scripted"})
+    server = Guarded(tmp_path_factory.mktemp("models") / "log", {"MODEL": "scripted", "SERVICE_KEY": SERVICE_KEY})
     server.start("timestep.models.server")
     yield server
     server.end()

@@ -12,6 +12,7 @@ from agents.retry import ModelRetryAdviceRequest
 from timestep.agents.registry import AgentRegistry
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
+from timestep.models import endpoints
 from timestep.models.files import BUILT_IN
 from timestep.models.providers import declared_models, is_local, served_model
 from timestep.models.registry import ModelRegistry
@@ -55,7 +56,7 @@ class ModelResolver:
             if self._declared:
                 return
             bases = {name: base for name in self._registry.names() if (base := self._registry.base(name)) is not None}
-            for name in set(bases) - await declared_models(str(self._settings.model_server_url)):
+            for name in set(bases) - await declared_models(endpoints.model_server(self._settings)):
                 await ModelRegistry(self._database).declare(name, bases[name])
             self._declared = True
 

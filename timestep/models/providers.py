@@ -139,19 +139,19 @@ def served_model(name: str, listed: frozenset[str], settings: Settings, max_retr
     return name, remote_model(name, listed, settings, max_retries)
 
 
-async def listed_models(url: str) -> list[str]:
-    """Names that the model server at ``url`` lists, in full.
+async def listed_models(server: Endpoint) -> list[str]:
+    """Names that the model server lists, in full.
 
     Raises:
         ServiceUnavailableError: it doesn't answer.
     """
     try:
-        models = await endpoints.client(Endpoint(f"{url.rstrip('/')}/v1")).models.list()
+        models = await endpoints.client(server).models.list()
     except APIConnectionError as error:
-        raise ServiceUnavailableError("model server", url) from error
+        raise ServiceUnavailableError("model server", server.base_url.removesuffix("/v1")) from error
     return [model.id for model in models.data]
 
 
-async def declared_models(url: str) -> set[str]:
-    """Names of the agents' models that the model server at ``url`` knows, without their prefix."""
-    return {name.removeprefix(PREFIX) for name in await listed_models(url) if name.startswith(PREFIX)}
+async def declared_models(server: Endpoint) -> set[str]:
+    """Names of the agents' models that the model server knows, without their prefix."""
+    return {name.removeprefix(PREFIX) for name in await listed_models(server) if name.startswith(PREFIX)}

@@ -87,6 +87,8 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, body: Any) -> Any:
+        if isinstance(body, bytes):  # as it is where its content type is another
+            raise ValueError("The body is no JSON. Send it with the content type application/json.")
         try:
             json.dumps(body, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError) as error:  # half a surrogate pair, or nested without end

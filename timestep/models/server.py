@@ -19,6 +19,7 @@ from timestep.models.endpoints import STEP_HEADER
 from timestep.models.engines import EnginePool
 from timestep.models.errors import install_error_handlers
 from timestep.models.files import embedder_names
+from timestep.models.guard import Guarded
 from timestep.models.registry import ModelRegistry
 from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest
 from timestep.models.routing import PREFIX, SERVED_HEADER, ModelRouter
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Timestep model server", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     install_error_handlers(app)
     app.include_router(api)
+    app.add_middleware(Guarded, service_key=settings.service_key)
     return app
 
 

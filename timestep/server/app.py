@@ -45,7 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.settings = settings
-        app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}")
+        key = settings.service_key.get_secret_value() if settings.service_key else None
+        app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}", key)
         app.state.housekeeper = Housekeeper(settings)
         app.state.metrics = metrics.Metrics()
         yield

@@ -22,12 +22,16 @@ _UNHURRIED: dict[str, Any] = {
 
 
 class Upstream:
-    """The model server at ``url``. A request whose client leaves is dropped there too."""
+    """The model server at ``url``, asked with the service's key. A request whose client leaves is dropped there too."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, service_key: str | None = None) -> None:
         self._url = url.rstrip("/")
         self._client = httpx.AsyncClient(
-            base_url=self._url, **_UNHURRIED, verify=self._url.startswith("https"), trust_env=False
+            base_url=self._url,
+            **_UNHURRIED,
+            headers=_bearer(service_key),
+            verify=self._url.startswith("https"),
+            trust_env=False,
         )
         # Made when first needed: its TLS context takes 20 ms.
         self._outside: httpx.AsyncClient | None = None
@@ -50,7 +54,8 @@ class Upstream:
             ServiceUnavailableError: it doesn't answer.
         """
         client = self._client_outside()
-        headers = {**_JSON, **_key(endpoint), "accept-encoding": "identity"}  # our client may not know any other
+        # Our client may not know any other encoding.
+        headers = {**_JSON, **_bearer(endpoint.api_key), "accept-encoding": "identity"}
         content = json.dumps(body).encode()  # what is no JSON, as NaN, is for the provider to judge
         forwarded = client.build_request("POST", f"{endpoint.base_url}{path}", content=content, headers=headers)
         return await self._answer(request, client, forwarded, endpoint.base_url)
@@ -63,7 +68,8 @@ class Upstream:
             ValueError: it is no JSON.
         """
         try:
-            found = await self._client_outside().get(f"{endpoint.base_url}{path}", headers=_key(endpoint), timeout=3)
+            url, headers = f"{endpoint.base_url}{path}", _bearer(endpoint.api_key)
+            found = await self._client_outside().get(url, headers=headers, timeout=3)
             found.raise_for_status()
         except httpx.HTTPError:
             raise ServiceUnavailableError("provider", endpoint.base_url) from None
@@ -101,5 +107,5 @@ class Upstream:
             await self._outside.aclose()
 
 
-def _key(endpoint: Endpoint) -> dict[str, str]:
-    return {"authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+def _bearer(key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}

@@ -6,11 +6,9 @@ machine that are not its own (DNS rebinding).
 """
 
 import hmac
-import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Match
@@ -18,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Request
 
 from timestep.database.models import KeyRow
-from timestep.errors import AuthenticationError, NotFoundError, PermissionDeniedError, RateLimitError, TimestepError
+from timestep.errors import AuthenticationError, NotFoundError, RateLimitError, TimestepError
 from timestep.keys import Keys, Scope, hash_of
+from timestep.models.guard import bearer, refuse_led
 from timestep.server.records import Housekeeper
 from timestep.server.security.refusal import refusal
 from timestep.server.security.scopes import check, is_open, needed
@@ -55,7 +54,7 @@ class Gate:
             AuthenticationError: no key where one is needed, or one that is unknown or revoked.
             ServiceUnavailableError: the database is away, and nobody else can tell.
         """
-        key = _bearer(authorization)
+        key = bearer(authorization)
         if self._own and key is not None and hmac.compare_digest(key.encode(), self._own.encode()):
             return Caller()
         if await self._is_free(housekeeper):
@@ -150,32 +149,12 @@ class Authenticated:
         }
 
 
-def _bearer(authorization: list[str]) -> str | None:
-    """The key in the header, where there is one such header and it says Bearer (RFC 9110, section 11.4)."""
-    if len(authorization) != 1:
-        return None
-    scheme, _, key = authorization[0].partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
-
-
 def _refuse_led(headers: Headers, origins: list[str]) -> None:
     """PermissionDeniedError: a browser asks, and somebody else's page had it do so."""
-    host, origin = headers.get("host", ""), headers.get("origin")
-    if origin in origins:
-        return
-    if not _is_local(host):
-        why = f"The server was asked for as '{host}', which is no name of this machine alone."
-        raise PermissionDeniedError(f"{why} Ask for it as 127.0.0.1 or localhost, or make a key: timestep keys create")
-    if origin is not None and urlsplit(origin).netloc != host:
-        raise PermissionDeniedError(f"Pages of '{origin}' may not ask this server. Let them: TIMESTEP_ORIGINS={origin}")
-
-
-def _is_local(host: str) -> bool:
-    try:
-        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    origin = headers.get("origin")
+    if origin not in origins:
+        key, site = ", or make a key: timestep keys create", f" Let them: TIMESTEP_ORIGINS={origin}"
+        refuse_led(headers, host_advice=key, origin_advice=site)
 
 
 def _exists(scope: Request) -> bool:
