@@ -66,9 +66,10 @@ class ContextLengthError(UsageError):
 
     code = "context_length_exceeded"
 
-    def __init__(self, tokens: int, context: int) -> None:
+    def __init__(self, tokens: int, context: int, *, at_least: bool = False) -> None:
+        counted = f"at least {tokens}" if at_least else tokens
         super().__init__(
-            f"The prompt has {tokens} tokens and the context {context}. Shorten the conversation, "
+            f"The prompt has {counted} tokens and the context {context}. Shorten the conversation, "
             "or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from timestep.errors import ModelFileError, UsageError
+from timestep.errors import ContextLengthError, ModelFileError, UsageError
 from timestep.models.engine import LlamaEngine
 from timestep.models.generation import Generation
 
@@ -96,6 +96,30 @@ def test_the_next_prompt_finds_the_tokens_of_the_last_turn_in_the_cache(
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(engine: LlamaEngine) -> None:
     with pytest.raises(UsageError, match=r"prompt has \d{4} tokens and the context 1024"):
         engine.stream([{"role": "user", "content": "word " * 1100}])
+
+
+def test_a_prompt_that_can_not_fit_is_refused_unread(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "tokenize", None)
+    text = "word " * 100_000
+    for content in (text, [{"type": "text", "text": text}]):
+        with pytest.raises(ContextLengthError, match="at least 3906 tokens and the context 1024"):
+            engine.stream([{"role": "user", "content": content}])
+    with pytest.raises(ContextLengthError, match="at least"):
+        engine.complete(text)
+    with pytest.raises(ContextLengthError, match="at least"):
+        engine.stream(OCEAN, [{"type": "function", "function": {"name": "now", "description": text}}])
+
+
+def test_further_choices_are_made_of_the_same_tokens(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask: dict[str, Any] = {"temperature": 1.2, "max_tokens": 8}
+    finish(engine.stream(OCEAN, **ask))  # from here on each finds the same cache
+    alone = finish(engine.stream(OCEAN, seed=8, **ask)).message.content
+    first = engine.stream(OCEAN, seed=7, **ask)
+    monkeypatch.setattr(engine, "tokenize", None)
+    finish(first)
+    second = finish(first.again(8))
+    assert second.message.content == alone != first.message.content
+    assert second.prompt_tokens == first.prompt_tokens
 
 
 def test_an_answer_ends_where_the_context_does(tiny_file: Path) -> None:

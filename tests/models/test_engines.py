@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from timestep.errors import RateLimitError
 from timestep.models.engines import EnginePool
 from timestep.models.generation import Generation
 from timestep.models.turn import Delta
@@ -36,6 +37,18 @@ async def test_no_delta_is_lost_or_comes_twice(pool: EnginePool) -> None:
     for _ in range(100):
         seen = [delta["content"] async for deltas in pool.run(rapid(COUNT)) for delta in deltas]
         assert seen == [str(number) for number in range(COUNT)]
+
+
+async def test_what_is_prepared_has_its_place_in_the_queue() -> None:
+    small = EnginePool(context_length=256, threads=1, limit=1)
+    with small.admit(), small.admit():  # one will be under way, and one waits
+        with pytest.raises(RateLimitError), small.admit():
+            pass
+        with small.admit(always=True):
+            pass
+    with small.admit():
+        pass
+    small.close()
 
 
 async def test_a_generation_that_fails_does_so_after_its_deltas(pool: EnginePool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx
 import pytest
 
-from tests.models.conftest import Server
+from tests.models.conftest import SMOLLM2, Server
 from timestep.models.endpoints import STEP_HEADER
 
 LIMIT = 2
@@ -42,6 +42,9 @@ async def test_one_too_many_is_told_to_come_back(http: httpx.AsyncClient) -> Non
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        other = await http.post("/v1/chat/completions", json=chat("Hello") | {"model": SMOLLM2})
+        assert other.status_code == 429
+        assert (await http.get("/health")).json()["loaded"] == ["scripted"]  # nothing is loaded for who is refused
         of_step = asyncio.create_task(ask("Hello", **{STEP_HEADER: "1"}))
         await until_waiting(LIMIT + 1)
         for task in long:

@@ -118,3 +118,29 @@ def test_a_slow_answer_can_be_ended() -> None:
     assert next(iter(generation)) == {}  # before the first word, and long before the last
     generation.close()
     assert not generation.message.content
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "("},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
+        {"type": "string", "minLength": 10**10},
+        {"type": "array", "items": {"type": "string"}, "minItems": "many"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"b": {"$ref": "#/$defs/a"}}, "required": ["b", "b"]}}},
+    ],
+)
+def test_a_schema_that_can_not_be_met_is_refused(schema: dict[str, Any]) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}, "required": ["a"]}}
+    asked: list[dict[str, Any]] = [{"response_format": form}, {"tools": [{"type": "function", "function": function}]}]
+    for more in asked:
+        with pytest.raises(UsageError, match="schema"):
+            say("Call f", **more)
+
+
+def test_it_counts_as_far_as_the_context_goes() -> None:
+    for far in ("999999999999", "9" * 5000):
+        generation = say(f"Count to {far}")
+        assert generation.finish_reason == "length"
+        assert generation.prompt_tokens + generation.completion_tokens == ENGINE.context_length

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -32,16 +32,22 @@ class Shape(Protocol):
 
 @dataclass
 class Answer:
-    """The ``generations``, each of which begins when the one before it has ended: one is ever waiting."""
+    """The ``generations``, each of which begins when the one before it has ended: one is ever waiting.
+
+    The first waits from now on.
+    """
 
     pool: EnginePool
     generations: Sequence[Generation]
     shape: Shape
     headers: dict[str, str]
+    _run: Run = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._run = self.pool.run(self.generations[0])
 
     async def whole(self, request: Request) -> Response:
         """The response, once all of it is there; nobody's, where the client has left."""
-        self._run = self.pool.run(self.generations[0])
         try:
             await unless_gone(request, self._finish())
         except ClientGone:
@@ -50,7 +56,6 @@ class Answer:
 
     def streamed(self, include_usage: bool) -> Response:
         """The response that is sent while it is generated."""
-        self._run = self.pool.run(self.generations[0])
         # Closed in the background task: the body of a client that left at once is never begun, so can't close itself.
         done = BackgroundTask(self._close)
         events = self._events(include_usage)

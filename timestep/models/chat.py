@@ -9,7 +9,7 @@ character inside any message ('<|im_end|>' -> '< |im_end|>'): nobody's text can 
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,17 @@ class ChatRenderer:
 
     def _guard(self, text: str) -> str:
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def texts_of(messages: Iterable[Message]) -> Iterator[str]:
+    """The messages' own texts, unjudged: what a prompt of them has at least."""
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"text": content}]
+        for part in parts:
+            text = part.get("text") if isinstance(part, Mapping) else None
+            if isinstance(text, str):
+                yield text
 
 
 def content_text(message: Message, position: int) -> str:

@@ -9,16 +9,16 @@ import ctypes
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import llama_cpp
 
 from timestep.errors import ContextLengthError, ModelFileError, TimestepError, UsageError
-from timestep.models.chat import ChatRenderer
+from timestep.models.chat import ChatRenderer, texts_of
 from timestep.models.files import check_gguf
-from timestep.models.generation import Generation, Options
+from timestep.models.generation import Generation, Options, refuse_long
 from timestep.models.logprobs import Entries, Entry, entry, unknown, with_entries
 from timestep.models.sampler import Sampler, Sampling
 from timestep.models.tools import calls_grammar, chosen_tools, either, format_grammar
@@ -35,6 +35,7 @@ class _Plan:
     limit: int
     sampling: Sampling
     stop: tuple[str, ...]
+    counted: int  # tokens of the prompt that the client sent
     calls: bool = False
     grammar: str | None = None
     lazy_grammar: str | None = None
@@ -89,13 +90,18 @@ class LlamaEngine:
         UsageError: a prompt longer than the context, or options that can't be meant.
         """
         plan, forced = self._plan(messages, tools or (), options)
-        generation = Generation(forced, len(plan.tokens))
+        return self._begin(plan, forced)
+
+    def _begin(self, plan: _Plan, forced: bool) -> Generation:
+        generation = Generation(forced, plan.counted)
         generation.deltas = self._run(plan, generation)
+        generation.again = lambda seed: self._begin(replace(plan, sampling=replace(plan.sampling, seed=seed)), forced)
         return generation
 
     def _plan(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], options: Options
     ) -> tuple[_Plan, bool]:
+        refuse_long(texts_of(messages), self.context_length)
         offered, must = chosen_tools(tools, options.get("tool_choice", "auto"))
         parallel = options.get("parallel_tool_calls", True)
         grammar = format_grammar(options.get("response_format"))
@@ -107,7 +113,9 @@ class LlamaEngine:
         elif offered:
             lazy = calls_grammar(offered, parallel=parallel, opened=True)
         # Tools that may not be called stay described: the prompt, and so its cache, is the same for every choice.
-        tokens = self.tokenize(self.renderer.prompt(messages, tools))
+        prompt = self.renderer.prompt(messages, tools)
+        refuse_long([prompt], self.context_length)
+        tokens = self.tokenize(prompt)
         held = self._held(tokens, options, calls=bool(offered), grammar=grammar, lazy_grammar=lazy)
         return held, grammar is not None
 
@@ -117,16 +125,19 @@ class LlamaEngine:
         UsageError: a prompt longer than the context, tokens that the model doesn't have, or options that can't be
         meant. With ``echo`` and ``logprobs`` the prompt's tokens have theirs.
         """
-        tokens = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if isinstance(prompt, str):
+            refuse_long([prompt], self.context_length)
+            tokens = self.tokenize(prompt)
+        else:
+            tokens = list(prompt)
         if unknown := [token for token in tokens if not 0 <= token < self._llama.n_vocab()]:
             raise UsageError(f"'prompt' has the token {unknown[0]}, and this model has {self._llama.n_vocab()}.")
         text = None
         if echo:
             text = prompt if isinstance(prompt, str) else b"".join(map(self._shown, tokens)).decode("utf-8", "replace")
-        plan = self._held(tokens or [self._first], options, trim=False, echo=text)
-        generation = Generation(False, len(tokens))
-        generation.deltas = self._run(plan, generation)
-        return generation
+        return self._begin(
+            self._held(tokens or [self._first], options, counted=len(tokens), trim=False, echo=text), False
+        )
 
     def _held(self, tokens: list[int], options: Options, **more: Any) -> _Plan:
         room = self.context_length - len(tokens)
@@ -136,6 +147,7 @@ class LlamaEngine:
         wanted = options.get("max_tokens")
         limit = room if wanted is None else min(wanted, room)
         stop = tuple(options.get("stop", ()))
+        more = {"counted": len(tokens), **more}
         return _Plan(tokens, limit, sampling, stop, logprobs=options.get("logprobs"), **more)
 
     def _run(self, plan: _Plan, generation: Generation) -> Generator[Delta, None, None]:

@@ -7,8 +7,9 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Unpack
 
@@ -50,9 +51,14 @@ class Run:
     """
 
     def __init__(
-        self, generation: Generation, thread: ThreadPoolExecutor, waiting: "set[Run]", took: Callable[[float], None]
+        self,
+        generation: Generation,
+        thread: ThreadPoolExecutor,
+        waiting: "set[Run]",
+        begun: Callable[[], None],
+        took: Callable[[float], None],
     ) -> None:
-        self._generation, self._waiting, self._took = generation, waiting, took
+        self._generation, self._waiting, self._begun, self._took = generation, waiting, begun, took
         self._loop, self._gone = asyncio.get_running_loop(), threading.Event()
         self._items: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()  # None or an exception is the last
         waiting.add(self)
@@ -80,7 +86,7 @@ class Run:
         self._waiting.discard(self)
 
     def _generate(self) -> None:
-        self._loop.call_soon_threadsafe(self._waiting.discard, self)
+        self._loop.call_soon_threadsafe(self._begin)
         started = time.perf_counter()
         try:
             for delta in () if self._gone.is_set() else self._generation:
@@ -93,7 +99,11 @@ class Run:
             self._put(error)
         finally:
             self._generation.close()
-            self._took(time.perf_counter() - started)
+            self._loop.call_soon_threadsafe(self._took, time.perf_counter() - started)
+
+    def _begin(self) -> None:
+        self._waiting.discard(self)
+        self._begun()
 
     def _put(self, item: Delta | Exception | None) -> None:
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
@@ -110,6 +120,8 @@ class EnginePool:
         self._engines: OrderedDict[Path, Engine] = OrderedDict()
         self._limit = limit
         self._waiting: set[Run] = set()
+        self._prepared = 0  # generations that are let in and don't wait yet
+        self._running = False
         self._seconds = 0.0  # that a generation takes, the last ones counting most
         self._loading = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="generate")
@@ -134,17 +146,32 @@ class EnginePool:
             self._engines.move_to_end(path)
             return self._engines[path]
 
-    def admit(self, *, always: bool = False) -> None:
-        """RateLimitError where as many generations wait as may; ``always`` for those that have to be done anyway."""
-        if not always and len(self._waiting) >= self._limit:
-            message = f"The model server has {len(self._waiting)} requests waiting. Come back later."
-            raise RateLimitError(message, min(len(self._waiting) * self._seconds, LATEST_SECONDS))
+    @contextmanager
+    def admit(self, *, always: bool = False) -> Iterator[None]:
+        """A place in the queue, kept while a generation is prepared: it has to be run before the context ends.
+
+        RateLimitError where as many wait as may; ``always`` for those that have to be done anyway.
+        """
+        # One is under way, or will be at once: it waits for nobody.
+        ahead = self._prepared + len(self._waiting) + self._running - 1
+        if not always and ahead >= self._limit:
+            message = f"The model server has {ahead} requests waiting. Come back later."
+            raise RateLimitError(message, min(ahead * self._seconds, LATEST_SECONDS))
+        self._prepared += 1
+        try:
+            yield
+        finally:
+            self._prepared -= 1
 
     def run(self, generation: Generation) -> Run:
         """Have it generated, once those before it are done."""
-        return Run(generation, self._thread, self._waiting, self._took)
+        return Run(generation, self._thread, self._waiting, self._begun, self._took)
+
+    def _begun(self) -> None:
+        self._running = True
 
     def _took(self, seconds: float) -> None:
+        self._running = False
         self._seconds += (seconds - self._seconds) / 8
 
     def close(self) -> None:

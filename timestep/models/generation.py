@@ -1,11 +1,15 @@
 """What an engine is asked for and what it gives: one answer while it is generated. Knows no engine."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from timestep.errors import ContextLengthError
 from timestep.models.chat import AssistantMessage
 from timestep.models.turn import Delta
+
+# Bytes of the longest token that vocabularies have: a run of spaces or dashes.
+LONGEST_TOKEN = 128
 
 
 class Options(TypedDict, total=False):
@@ -37,11 +41,14 @@ class Generation:
 
     Where log probabilities were asked for, a delta has a key ``logprobs`` more: the new entries, in the shape of a
     chat completion's ``logprobs.content``. ``logprobs`` has all of them at the end.
+
+    ``again`` makes another answer to the same request, with another seed: the prompt is not read anew.
     """
 
     forced: bool
     prompt_tokens: int
     deltas: Generator[Delta, None, None] = field(init=False)
+    again: "Callable[[int | None], Generation]" = field(init=False)
     message: AssistantMessage = field(default_factory=AssistantMessage)
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -55,3 +62,13 @@ class Generation:
     def close(self) -> None:
         """End the generation where it stands."""
         self.deltas.close()
+
+
+def refuse_long(texts: Iterable[str], context_length: int) -> None:
+    """ContextLengthError where the texts' characters can't fit into the context, however they are cut into tokens.
+
+    For texts of many megabytes, which take seconds to render and to cut.
+    """
+    least = sum(map(len, texts)) // LONGEST_TOKEN
+    if least >= context_length:
+        raise ContextLengthError(least, context_length, at_least=True)

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from timestep.models.generation import Options
+from timestep.models.generation import Generation, Options
 
 MOST_CHOICES = 128
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -134,15 +134,13 @@ class GenerationRequest(Body):
         """Whether a stream ends with an event of the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def choices(self) -> list[Options]:
-        """The options of each of the ``n`` choices: alike but for the seed, which counts up."""
-        options = self._options()
-        if self.seed is None:
-            return [options] * (self.n or 1)
-        return [cast(Options, {**options, "seed": self.seed + index}) for index in range(self.n or 1)]
+    def choices(self, first: Generation) -> list[Generation]:
+        """The ``n`` choices, of which ``first`` is one: alike but for the seed, which counts up."""
+        seeds = [None if self.seed is None else self.seed + index for index in range(1, self.n or 1)]
+        return [first, *map(first.again, seeds)]
 
-    def _options(self) -> Options:
-        """What the client left out stays out."""
+    def options(self) -> Options:
+        """How to generate the first choice; what the client left out stays out."""
         own = ("stop", "max_tokens", "logprobs")
         names = [name for name in Options.__annotations__ if name not in own]
         given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
@@ -185,8 +183,9 @@ class ChatRequest(GenerationRequest):
             raise ValueError("'top_logprobs' is only for requests with 'logprobs': true.")
         return self
 
-    def _options(self) -> Options:
-        options = super()._options()
+    def options(self) -> Options:
+        """As of every request."""
+        options = super().options()
         options["max_tokens"] = self.max_completion_tokens or self.max_tokens
         if self.logprobs:
             options["logprobs"] = self.top_logprobs or 0
@@ -210,8 +209,9 @@ class CompletionRequest(GenerationRequest):
             raise ValueError(f"'prompt' and 'n' make more than {MOST_CHOICES} choices.")
         return self
 
-    def _options(self) -> Options:
-        options = super()._options()
+    def options(self) -> Options:
+        """As of every request."""
+        options = super().options()
         options["max_tokens"] = 16 if self.max_tokens is None else self.max_tokens
         if self.logprobs is not None:
             options["logprobs"] = self.logprobs

@@ -10,12 +10,13 @@ import json
 import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Unpack
 
-from timestep.errors import UsageError
-from timestep.models.chat import CALL_CLOSE, CALL_OPEN, ChatRenderer, content_text
-from timestep.models.generation import Generation, Options
-from timestep.models.tools import chosen_tools, format_grammar
+from timestep.errors import ContextLengthError, UsageError
+from timestep.models.chat import CALL_CLOSE, CALL_OPEN, ChatRenderer, content_text, texts_of
+from timestep.models.generation import LONGEST_TOKEN, Generation, Options, refuse_long
+from timestep.models.tools import calls_grammar, chosen_tools, format_grammar
 from timestep.models.turn import Delta, Turn
 from timestep.models.values import Values
 
@@ -44,49 +45,79 @@ class ScriptedEngine:
         self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **options: Unpack[Options]
     ) -> Generation:
         """Answer ``messages``; UsageError and NotFoundError as of every engine."""
+        refuse_long(texts_of(messages), self.context_length)
         offered, must = chosen_tools(tools or (), options.get("tool_choice", "auto"))
-        held = format_grammar(options.get("response_format")) is not None  # judged as any engine judges it
+        # Schemas are judged as any engine judges them.
+        held = format_grammar(options.get("response_format")) is not None
+        if offered:
+            calls_grammar(offered, parallel=True)
         prompt = self.renderer.prompt(messages, tools)
         asked, results = _asked(messages)
         called = _called(offered, asked, must=must, answered=bool(results))
         if options.get("parallel_tool_calls") is False:
             called = called[:1]
         if called:
-            values = Values(asked)
+            values = Values(asked, self.context_length)
             text = "\n".join(_call(tool, values) for tool in called)
         elif held:
-            text = _formatted(options["response_format"] or {}, messages, asked)
+            text = _formatted(options["response_format"] or {}, messages, Values(asked, self.context_length))
         else:
-            text = _said(len(messages), asked, results)
-        generation = Generation(must or held, len(_TOKEN.findall(prompt)))
-        turn = Turn(calls=bool(called), stop=options.get("stop", ()))
-        return self._begin(generation, turn, text, _seconds(asked), options)
+            text = self._said(len(messages), asked, results)
+        tokens = len(_TOKEN.findall(prompt))
+        return self._begin(tokens, text, asked, options, calls=bool(called), forced=must or held)
 
     def complete(self, prompt: str | Sequence[int], *, echo: bool = False, **options: Unpack[Options]) -> Generation:
         """Answer a text, or its tokens, which in numbers are code points, as if it were a message."""
-        prompt = prompt if isinstance(prompt, str) else _characters(prompt)
-        generation = Generation(False, len(_TOKEN.findall(prompt)))
-        turn = Turn(calls=False, stop=options.get("stop", ()))
-        generation = self._begin(generation, turn, _said(1, prompt, ()), _seconds(prompt), options)
-        if echo:
-            turn.message.content = prompt
-            generation.deltas = _echoed(prompt, generation, generation.deltas, options.get("logprobs"))
-        return generation
+        prompt = prompt if isinstance(prompt, str) else _characters(prompt[: self.context_length * LONGEST_TOKEN])
+        refuse_long([prompt], self.context_length)
+        text = self._said(1, prompt, ())
+        return self._begin(len(_TOKEN.findall(prompt)), text, prompt, options, echo=echo)
 
-    def _begin(self, generation: Generation, turn: Turn, text: str, seconds: float, options: Options) -> Generation:
-        room, wanted = self.context_length - generation.prompt_tokens, options.get("max_tokens")
+    def _begin(self, prompt_tokens: int, text: str, asked: str, options: Options, **how: bool) -> Generation:
+        room, wanted = self.context_length - prompt_tokens, options.get("max_tokens")
         if room < 1:
-            raise UsageError(
-                f"The prompt has {generation.prompt_tokens} tokens and the context {self.context_length}. Shorten the "
-                "conversation, or serve the model with a longer context (TIMESTEP_CONTEXT_LENGTH)."
-            )
-        generation.message = turn.message
-        generation.logprobs = None if options.get("logprobs") is None else []
+            raise ContextLengthError(prompt_tokens, self.context_length)
         tokens = _TOKEN.findall(text)
         said = tokens[: room if wanted is None else min(wanted, room)]
-        whole = len(said) == len(tokens)
-        written = _write(said, turn, generation, seconds / max(len(said), 1), whole=whole)
-        generation.deltas = _shown(written, generation, options.get("logprobs"))
+        script = _Script(prompt_tokens, said, len(said) == len(tokens), asked, options, **how)
+        return script.generation()
+
+    def _said(self, messages: int, asked: str, results: Sequence[str]) -> str:
+        if results:
+            return f"The tools say: {'; '.join(results)}"
+        if count := _COUNT.search(asked):
+            # One more than there is room for is as good as all of them.
+            last = int(count[1]) if len(count[1]) < 10 else self.context_length
+            return " ".join(map(str, range(1, min(last, self.context_length) + 1)))
+        return f"Message {messages} says: {asked}"
+
+
+@dataclass(frozen=True)
+class _Script:
+    """What is said to a request: ``said`` are its tokens, ``whole``: there is no more to say."""
+
+    prompt_tokens: int
+    said: Sequence[str]
+    whole: bool
+    asked: str
+    options: Options
+    calls: bool = False
+    forced: bool = False
+    echo: bool = False
+
+    def generation(self) -> Generation:
+        """It, once more at each call."""
+        generation = Generation(self.forced, self.prompt_tokens)
+        turn = Turn(calls=self.calls, stop=self.options.get("stop", ()))
+        likeliest = self.options.get("logprobs")
+        generation.message = turn.message
+        generation.logprobs = None if likeliest is None else []
+        pause = _seconds(self.asked) / max(len(self.said), 1)
+        generation.deltas = _shown(_write(self.said, turn, generation, pause, whole=self.whole), generation, likeliest)
+        if self.echo:
+            turn.message.content = self.asked
+            generation.deltas = _echoed(self.asked, generation, generation.deltas, likeliest)
+        generation.again = lambda seed: self.generation()
         return generation
 
 
@@ -165,32 +196,23 @@ def _called(offered: Sequence[Tool], asked: str, *, must: bool, answered: bool) 
 
 def _words(function: Mapping[str, Any]) -> set[str]:
     name = {word.lower() for word in _WORD.findall(function["name"])}
-    described = {word.lower() for word in _WORD.findall(function.get("description") or "") if len(word) > 5}
+    described = {word.lower() for word in _WORD.findall(str(function.get("description") or "")) if len(word) > 5}
     return {word for word in name | described if len(word) > 2} - _COMMON
 
 
 def _call(tool: Tool, values: Values) -> str:
     function = tool["function"]
-    arguments = values.fit({"type": "object", **(function.get("parameters") or {})})
+    arguments = values.fit({"type": "object", **(function.get("parameters") or {})}, f"Tool '{function['name']}'")
     body = {"name": function["name"], "arguments": arguments}
     return f"{CALL_OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CALL_CLOSE}"
 
 
-def _formatted(form: Mapping[str, Any], messages: Sequence[Message], asked: str) -> str:
-    values = Values(asked)
+def _formatted(form: Mapping[str, Any], messages: Sequence[Message], values: Values) -> str:
     if form["type"] == "json_schema":
-        return json.dumps(values.fit(form["json_schema"]["schema"]), ensure_ascii=False)
+        return json.dumps(values.fit(form["json_schema"]["schema"], "response_format"), ensure_ascii=False)
     said = " ".join(content_text(message, position) for position, message in enumerate(messages))
     keys = [word for word in Values(said).quoted if word.isidentifier()] or ["answer"]
-    return json.dumps(dict.fromkeys(keys, asked), ensure_ascii=False)
-
-
-def _said(messages: int, asked: str, results: Sequence[str]) -> str:
-    if results:
-        return f"The tools say: {'; '.join(results)}"
-    if count := _COUNT.search(asked):
-        return " ".join(map(str, range(1, int(count[1]) + 1)))
-    return f"Message {messages} says: {asked}"
+    return json.dumps(dict.fromkeys(keys, values.text), ensure_ascii=False)
 
 
 def _seconds(asked: str) -> float:

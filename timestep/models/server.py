@@ -1,6 +1,7 @@
 """The model server: one process per machine that holds the weights and answers OpenAI's inference calls."""
 
 import argparse
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -16,9 +17,10 @@ from timestep.models.answers import Answer
 from timestep.models.completion import Completion
 from timestep.models.embedding import Embedders
 from timestep.models.endpoints import STEP_HEADER
-from timestep.models.engines import EnginePool
+from timestep.models.engines import Engine, EnginePool
 from timestep.models.errors import install_error_handlers
 from timestep.models.files import embedder_names
+from timestep.models.generation import Generation
 from timestep.models.guard import Guarded
 from timestep.models.registry import ModelRegistry
 from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -92,10 +94,12 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     router: ModelRouter = request.app.state.router
     pool: EnginePool = request.app.state.engines
     served = await router.resolve(body.model)
-    engine = await pool.get(served.path)
-    pool.admit(always=STEP_HEADER in request.headers)
-    generations = [engine.stream(body.messages, body.tools, **options) for options in body.choices()]
-    answer = Answer(pool, generations, Completion(served.name, generations), {SERVED_HEADER: served.name})
+    with pool.admit(always=STEP_HEADER in request.headers):
+        engine = await pool.get(served.path)
+        # Rendering, tokenizing and a schema's grammar take their time: others are answered meanwhile.
+        first = await asyncio.to_thread(engine.stream, body.messages, body.tools, **body.options())
+        generations = body.choices(first)
+        answer = Answer(pool, generations, Completion(served.name, generations), {SERVED_HEADER: served.name})
     return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
@@ -105,13 +109,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     router: ModelRouter = request.app.state.router
     pool: EnginePool = request.app.state.engines
     served = await router.resolve(body.model)
-    engine = await pool.get(served.path)
-    pool.admit(always=STEP_HEADER in request.headers)
-    generations = [
-        engine.complete(prompt, echo=bool(body.echo), **options) for prompt in body.prompt for options in body.choices()
-    ]
-    shape = TextCompletion(served.name, generations, len(body.prompt))
-    answer = Answer(pool, generations, shape, {SERVED_HEADER: served.name})
+    with pool.admit(always=STEP_HEADER in request.headers):
+        engine = await pool.get(served.path)
+        generations = await asyncio.to_thread(_continued, engine, body)
+        shape = TextCompletion(served.name, generations, len(body.prompt))
+        answer = Answer(pool, generations, shape, {SERVED_HEADER: served.name})
     return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
@@ -123,6 +125,13 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     found = await embedders.embed(name, body.input, body.dimensions)
     answer = found.wire(name, body.encoding_format or "float")
     return JSONResponse(answer, headers={SERVED_HEADER: name})
+
+
+def _continued(engine: Engine, body: CompletionRequest) -> list[Generation]:
+    """Each choice of each prompt."""
+    echo, options = bool(body.echo), body.options()
+    firsts = (engine.complete(prompt, echo=echo, **options) for prompt in body.prompt)
+    return [generation for first in firsts for generation in body.choices(first)]
 
 
 def _model(name: str, created: datetime | None) -> dict[str, Any]:

@@ -4,9 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timestep.errors import UsageError
+
 Schema = Mapping[str, Any]
 
 MAX_DEPTH = 6  # below it a value gets only what its schema requires
+_CHARACTERS = 128  # of a text that count as one value more
+_SEARCHED = 400  # characters that a pattern is looked for in
+_DIGITS = 15  # of the longest number that is one
+_REPEATS = 3  # in a pattern that is looked for: more of them may take for ever, and so may a repeated group
 
 _QUOTED = re.compile(r"(?<!\w)'([^'\n]+)'(?!\w)|\"([^\"\n]+)\"|“([^”\n]+)”|`([^`\n]+)`")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
@@ -28,9 +34,11 @@ _FORMATS = {
 class Values:
     """What ``text`` offers, handed out in its order: numbers, quotations, names. The last of a kind is repeated."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, most: int = 4096) -> None:
+        """``most``: values that are made at all, those in lists and objects counted; long texts count as several."""
+        self.text, self._left = text, most
         self._text = text.strip()
-        self._numbers = _NUMBER.findall(text)
+        self._numbers = [number for number in _NUMBER.findall(text) if len(number) <= _DIGITS]
         self._quoted = ["".join(groups) for groups in _QUOTED.findall(text)]
         self._names = _NAME.findall(_QUOTED.sub(" ", text))
 
@@ -39,11 +47,20 @@ class Values:
         """What stands in quotation marks and wasn't handed out yet."""
         return list(self._quoted)
 
-    def fit(self, schema: Any) -> Any:
-        """A value of ``schema`` (JSON schema; ``$ref`` within it)."""
-        return self._fit(schema, schema, 0)
+    def fit(self, schema: Any, what: str = "The schema") -> Any:
+        """A value of ``schema`` (JSON schema; ``$ref`` within it). UsageError: there is none; ``what`` it is of."""
+        try:
+            return self._fit(schema, schema, 0)
+        except (re.error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise UsageError(f"{what}: no value can be made of its JSON schema: {error}") from None
+
+    def _spend(self, cost: int) -> None:
+        self._left -= cost
+        if self._left < 0:
+            raise ValueError("it is larger than the context")
 
     def _fit(self, schema: Any, root: Any, depth: int) -> Any:
+        self._spend(1)
         schema = _resolved(schema, root)
         if depth > 4 * MAX_DEPTH:  # it requires itself: nothing fits
             return None
@@ -110,10 +127,13 @@ class Values:
         if schema.get("format") in _FORMATS:
             return _FORMATS[schema["format"]]
         text = self._take(self._quoted) or self._take(self._names) or self._text or "text"
-        if pattern := schema.get("pattern"):
-            found = re.search(pattern.strip("^$"), self._text)
+        pattern = schema.get("pattern") or ""
+        if pattern and len(re.findall(r"[*+{?]", pattern)) <= _REPEATS and not re.search(r"\)[*+{]", pattern):
+            found = re.search(pattern.strip("^$"), self._text[:_SEARCHED])
             text = found[0] if found else text
-        return text[: int(schema.get("maxLength", len(text)))].ljust(int(schema.get("minLength", 0)), "-")
+        text, least = text[: int(schema.get("maxLength", len(text)))], int(schema.get("minLength", 0))
+        self._spend(max(len(text), least) // _CHARACTERS)
+        return text.ljust(least, "-")
 
     @staticmethod
     def _take(texts: list[str]) -> str | None:
