@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-
 from timestep.errors import NotFoundError, UsageError
 from timestep.models.chat import CALL_CLOSE, CALL_OPEN
+from timestep.models.schemas import LARGEST_GRAMMAR, schema_rules
 
 Tool = Mapping[str, Any]
 
@@ -67,6 +66,8 @@ def calls_grammar(tools: Sequence[Tool], *, parallel: bool, opened: bool = False
         function = tool["function"]
         what = f"Tool '{function['name']}'"
         rules += _schema_rules(function.get("parameters") or {"type": "object", "properties": {}}, f"t{index}-", what)
+        if sum(map(len, rules)) > LARGEST_GRAMMAR:
+            raise UsageError(f"'tools' have JSON schemas whose grammar is too large, up to {what} already.")
         head = _literal(f'\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": ')
         calls.append(f"{head} t{index}-root {tail}")
     more = f" ({again} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
@@ -100,12 +101,11 @@ def either(calls: str, answer: str) -> str:
 def _schema_rules(schema: Mapping[str, Any], prefix: str, what: str) -> list[str]:
     """The schema's rules, every rule's name under ``prefix``; the first to use is ``<prefix>root``."""
     try:
-        text = json_schema_to_gbnf(json.dumps(_bare(schema)))
-    except (AssertionError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{what}: its JSON schema can't be held by a grammar: {error}") from None
+        bare = _bare(schema)
+    except (AttributeError, RecursionError) as error:
+        raise UsageError(f"{what}: its JSON schema can't be read: {error}") from None
     rules = []
-    for line in text.splitlines():
-        name, rule = line.split(" ::= ", 1)
+    for name, rule in schema_rules(bare, what).items():
         rule = {"space": '""', "char": _CHAR}.get(name, rule)
         rule = rule.replace('"," space', '", "').replace('":" space', '": "')
         rules.append(f"{prefix}{name} ::= {_TOKEN.sub(lambda part: _prefixed(part[0], prefix), rule)}")
