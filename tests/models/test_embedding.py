@@ -18,7 +18,10 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.conftest import ROOT
 from tests.models.conftest import SMOLLM2, Server
+from timestep.errors import UsageError
+from timestep.models.embedding import Embedders, WordLlama
 from timestep.models.files import WORDLLAMA
+from timestep.settings import Settings
 
 CAT, KITTEN, TAX = "a cat on the sofa", "a kitten sleeps on the couch", "the tax return is due in April"
 
@@ -106,6 +109,22 @@ def test_what_can_not_be_meant_is_refused_by_name(
     with pytest.raises(openai.APIStatusError) as caught:
         client.embeddings.create(**{"model": WORDLLAMA, "input": CAT, **change})
     assert (caught.value.status_code, why in caught.value.message) == (status, True), caught.value.message
+
+
+@pytest.mark.parametrize("text", [" ", "\n\t", "\u200b", "\x00"])
+def test_a_text_that_can_not_be_seen_has_a_vector(text: str, client: OpenAI, tiny_file: Path) -> None:
+    for model in (WORDLLAMA, tiny_file.stem):
+        assert np.isfinite(vectors(client, [text, CAT], model=model)).all()
+
+
+async def test_a_text_without_a_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is in models that drop white space."""
+    monkeypatch.setattr(WordLlama, "tokenize", lambda _self, text: [1] * len(text.split()))
+    embedders = Embedders(Settings(home=tmp_path))
+    assert (await embedders.embed(WORDLLAMA, [CAT], None)).tokens == 5
+    with pytest.raises(UsageError, match="'input' has a text without a token"):
+        await embedders.embed(WORDLLAMA, [CAT, "\u2003"], None)
+    embedders.close()
 
 
 def test_an_embedding_model_does_not_chat(client: OpenAI) -> None:

@@ -156,6 +156,10 @@ class Embedders:
         if dimensions is not None and dimensions > embedder.size:
             raise UsageError(f"'dimensions' is {dimensions}, and model '{model}' has {embedder.size}.")
         tokens = [embedder.tokenize(text) if isinstance(text, str) else text for text in texts]
+        if not all(tokens):
+            raise UsageError(
+                "'input' has a text without a token: it is nothing but white space, or what can't be seen."
+            )
         count = sum(map(len, tokens))
         if count > MOST_TOKENS:
             raise UsageError(f"'input' has {count} tokens, and a request may have {MOST_TOKENS}.")
