@@ -104,12 +104,13 @@ def test_a_request_is_said_as_chat() -> None:
 
 def test_a_step_knows_which_items_its_request_added() -> None:
     earlier = complete("before")
-    asked = parameters({"model": "agent/clerk", "input": "now", "temperature": 0, "tool_choice": "required"}, earlier)
+    body = {"model": "agent/clerk", "input": "now", "temperature": 0, "tool_choice": "required"}
+    asked = parameters(body, earlier, 7)
     assert (asked["agent"], asked["model"]) == ("clerk", None)
     assert (asked["inference"]["temperature"], asked["inference"]["tool_choice"]) == (0, "required")
     request = of_step(asked["inference"]["request"])
     assert [item["content"][0]["text"] for item in request.added] == ["now"]
-    assert len(request.input) == 2
+    assert len(request.input) == 2 and request.behind == 7
 
 
 def test_a_request_that_is_too_long_for_a_flow_run_is_refused_by_its_size() -> None:

@@ -58,7 +58,7 @@ async def get(
 
 @router.delete("/{response_id}", summary="Delete a response", responses=errors(404, 409))
 async def delete(response_id: str, request: Request) -> DeletedResponse:
-    """Forget the response; one in the background that has not ended is cancelled first."""
+    """Forget the response, and the trace and result of its step; one that has not ended is cancelled first."""
     await lookup.forget(request, response_id)
     return DeletedResponse(id=response_id)
 

@@ -19,7 +19,11 @@ from timestep.server.records import Records
 from timestep.server.responses.stored import Earlier, Stored
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.schemas.objects import FlowRun
+
+    from storage.store import ObjectStore
 
 T = TypeVar("T")
 
@@ -59,8 +63,13 @@ async def cancel(records: Records, name: str) -> Stored:
     return stored
 
 
-async def delete(records: Records, name: str) -> None:
-    """Forget the step: its run, its units and its events. ConflictError: it did not end in time to be deleted."""
+async def delete(records: Records, store: ObjectStore, name: str) -> None:
+    """Forget the step: its run, its units, its events, and its trace and result in storage.
+
+    Raises:
+        ConflictError: it did not end in time to be deleted.
+        StorageError: what lies in storage can't be deleted; the step is there still.
+    """
     from sqlalchemy import delete as delete_rows
 
     from timestep.database.models import EventRow, StepRow
@@ -73,11 +82,31 @@ async def delete(records: Records, name: str) -> None:
             await ended(records, name)
     except TimeoutError:
         raise ConflictError(f"Response '{name}' is still being cancelled. Try again.") from None
+    await _discard(records, store, run.id)
     async with answering(records.client):
         await records.client.delete_flow_run(run.id)
     async with records.database.session() as session:
         await session.execute(delete_rows(EventRow).where(EventRow.step_id == str(run.id)))
         await session.execute(delete_rows(StepRow).where(StepRow.id == str(run.id)))
+
+
+async def _discard(records: Records, store: ObjectStore, run_id: UUID) -> None:
+    """Delete what the step has in storage."""
+    from storage.block import PREFIX as RESULTS
+    from storage.traces import TraceStore
+    from timestep.database.models import StepRow
+    from timestep.steps import read
+
+    run = await read(records.client, run_id)
+    keys = []
+    if (result := getattr(run.state and run.state.data, "storage_key", None)) is not None:
+        keys.append(f"{RESULTS}/{result}")
+    async with records.database.session() as session:
+        if (row := await session.get(StepRow, str(run_id))) is not None:
+            keys.append(TraceStore.key(str(run.parameters["agent"]), str(run_id), row.created_at))
+    for key in keys:
+        with suppress(NotFoundError):
+            await store.delete(key)
 
 
 def is_step(name: str, response: dict[str, Any]) -> bool:

@@ -37,9 +37,10 @@ async def forget(request: Request, id: str) -> None:
     from timestep.server.responses import background
 
     housekeeper: Housekeeper = request.app.state.housekeeper
-    if not is_id(id) or not await stored.delete((await housekeeper.shelves()).database, id):
+    shelves = await housekeeper.shelves()
+    if not is_id(id) or not await stored.delete(shelves.database, id):
         await find(request, id)
-        await background.delete(await housekeeper.records(), id)
+        await background.delete(await housekeeper.records(), shelves.store, id)
 
 
 def paged(items: list[Item], limit: int, after: str | None, order: str) -> Page[Any]:
