@@ -10,7 +10,7 @@ from timestep.agents.record.units import fingerprint, unit
 from timestep.errors import NotFoundError, UsageError
 from timestep.models.files import SCRIPTED
 from timestep.models.registry import ModelRegistry, ModelVersion
-from timestep.models.routing import PREFIX, base_names, is_file, taken_names
+from timestep.models.routing import PREFIX, bases, is_file, taken_names
 
 
 class Origin(BaseModel):
@@ -65,15 +65,16 @@ async def _start(registry: ModelRegistry, services: Services, model: str) -> tup
     """The version that a model's name means, and its base; None: the base itself."""
     name, at, version = model.removeprefix(PREFIX).partition("@")
     lines = await registry.names()
-    bases = [base for base in base_names(services.settings) if base != SCRIPTED.name]
-    if name in lines and not is_file(model) and model not in bases:
+    known = {name: source for name, source in bases(services.settings).items() if source != SCRIPTED.name}
+    if name in lines and not is_file(model) and model not in known:
         found = await registry.get(name, _number(name, version)) if at else await registry.promoted(name)
         return found, found.base if found else lines[name]
     if name in services.registry.names() and not at:  # an agent that nobody has trained yet
         return None, await _base(registry, services, name, None)
-    if is_file(model) or (name in bases and not at):
-        return None, model.removeprefix(PREFIX)
-    raise NotFoundError("model", model, [*(f"{PREFIX}{line}" for line in lines), *bases])
+    bare = model.removeprefix(PREFIX)
+    if is_file(model) or bare in known:
+        return None, known.get(bare, bare)
+    raise NotFoundError("model", model, [*(f"{PREFIX}{line}" for line in lines), *known])
 
 
 async def _base(registry: ModelRegistry, services: Services, name: str, model: str | None) -> str:

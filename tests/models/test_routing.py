@@ -6,16 +6,18 @@ from typing import Any
 
 import openai
 import pytest
+from agents import Agent
 from openai import OpenAI
 
 from storage.store import ObjectStore
 from tests.models.conftest import SMOLLM2, Server
+from timestep.agents.registry import AgentRegistry
 from timestep.database.engine import Database
 from timestep.errors import ModelFileError, NotFoundError, UsageError
 from timestep.models.engines import EnginePool
 from timestep.models.files import WORDLLAMA
 from timestep.models.registry import ModelRegistry, ModelVersion
-from timestep.models.routing import ModelRouter
+from timestep.models.routing import ModelRouter, Served
 from timestep.settings import Settings
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -95,6 +97,24 @@ async def test_a_stored_file_that_is_no_model_is_named(shop: Shop) -> None:
         await shop.router.resolve("local/assistant@1")
 
 
+async def test_a_configured_file_goes_by_its_name(tmp_path: Path, tiny_file: Path) -> None:
+    file = tmp_path / "my@home.gguf"
+    file.symlink_to(tiny_file)
+    router = ModelRouter(Settings(home=tmp_path, model=str(file)), None, None)
+    assert await router.names() == [SMOLLM2, "my@home", WORDLLAMA]
+    for name in ("my@home", "local/my@home", str(file), f"local/{file}"):  # the path is what steps ask for
+        assert await router.resolve(name) == Served("my@home", file)
+    with pytest.raises(NotFoundError):
+        await router.resolve("my")
+
+
+async def test_a_configured_file_is_the_base_of_agents_that_name_it(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, model=str(tmp_path / "my.gguf"))
+    agents: list[Any] = [Agent(name="a"), Agent(name="b", model="my"), Agent(name="c", model="local/my")]
+    registry = AgentRegistry({agent.name: agent for agent in agents}, settings.model)
+    assert [registry.base(name) for name in "abc"] == [settings.model] * 3
+
+
 async def test_the_server_serves_what_was_promoted_while_it_ran(
     shop: Shop,
     serve: Callable[..., Server],
@@ -137,6 +157,15 @@ async def test_the_files_of_deleted_models_go(shop: Shop) -> None:
     assert not await shop.store.exists(second.file.key)
     with pytest.raises(NotFoundError):
         await shop.router.resolve("local/assistant")
+
+
+async def test_files_that_a_killed_deletion_left_go_with_the_next(shop: Shop) -> None:
+    first, second = await shop.version(), await shop.version(b"other")
+    await shop.registry.delete("assistant", 1)  # and no further
+    assert await shop.store.exists(first.file.key)
+    with pytest.raises(NotFoundError):
+        await shop.router.delete("local/assistant@1")
+    assert [await shop.store.exists(made.file.key) for made in (first, second)] == [False, True]
 
 
 async def test_the_weights_least_recently_used_make_room(tiny_file: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from agents import Agent
 
 from timestep.agents.assistant import assistant
 from timestep.errors import AgentFileError, ConflictError, NotFoundError, UsageError
-from timestep.models.files import BUILT_IN
+from timestep.models.files import BUILT_IN, model_name
 from timestep.models.routing import PREFIX, is_file
 from timestep.settings import Settings
 
@@ -98,6 +98,8 @@ class AgentRegistry:
         if not isinstance(model, str):
             return None
         bare = model.removeprefix(PREFIX)
+        if bare == model_name(self._default_base):
+            return self._default_base
         return bare if bare in (self._default_base, *BUILT_IN) or is_file(bare) else None
 
     def _find(self, name: str) -> Registered:

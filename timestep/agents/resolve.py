@@ -13,10 +13,9 @@ from timestep.agents.registry import AgentRegistry
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
 from timestep.models import endpoints
-from timestep.models.files import BUILT_IN
 from timestep.models.providers import declared_models, is_local, served_model
 from timestep.models.registry import ModelRegistry
-from timestep.models.routing import PREFIX
+from timestep.models.routing import PREFIX, bases
 from timestep.settings import Settings
 
 
@@ -25,7 +24,7 @@ class ModelResolver:
 
     def __init__(self, settings: Settings, registry: AgentRegistry, database: Database, model: str | None) -> None:
         self._settings, self._registry, self._database, self._model = settings, registry, database, model
-        self._known = frozenset([*registry.names(), *BUILT_IN])
+        self._known = frozenset([*registry.names(), *bases(settings)])
         self._declaring = asyncio.Lock()
         self._declared = False
 

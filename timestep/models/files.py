@@ -43,10 +43,16 @@ def built_in_file(name: str) -> Path:
     return Path(spec.origin).with_name(file)
 
 
+def model_name(source: str) -> str:
+    """What a configured model is called: a file or URL goes by its last part, without the ending."""
+    if source.startswith(("http://", "https://")):
+        return PurePosixPath(urlsplit(source).path).stem or source
+    return Path(source).stem if source.endswith(".gguf") else source
+
+
 def embedder_name(settings: Settings) -> str:
-    """What the configured embedding model is called: a file goes by its name without the ending."""
-    source = settings.embedding_model
-    return PurePosixPath(urlsplit(source).path).stem if source.endswith(".gguf") else source
+    """What the configured embedding model is called."""
+    return model_name(settings.embedding_model)
 
 
 def embedder_names(settings: Settings) -> list[str]:

@@ -7,16 +7,18 @@ smollm2-135m-…      a base model: a built-in one, or the one that the settings
 /models/x.gguf      any GGUF file by its absolute path (~ is the user's home) or URL
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from storage.store import ObjectStore
 from timestep.errors import NotFoundError, UsageError
-from timestep.models.files import BUILT_IN, SCRIPTED, embedder_names, local_file, own_path
+from timestep.models.files import BUILT_IN, SCRIPTED, embedder_names, local_file, model_name, own_path
 from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
+FILES = "models"  # where trained models' files are in storage: of each run that trains under its id
 PREFIX = "local/"  # of a name that the model server answers for
 # Says which version answered; clients of OpenAI's API that drop the response's own field can read it here.
 SERVED_HEADER = "timestep-model"
@@ -28,14 +30,14 @@ def is_file(name: str) -> bool:
     return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and own_path(name).is_absolute())
 
 
-def base_names(settings: Settings) -> list[str]:
-    """Names of the base models: the built-in ones, and the one that the settings name."""
-    return list(dict.fromkeys([*BUILT_IN, settings.model]))
+def bases(settings: Settings) -> dict[str, str]:
+    """The base models by name, the built-in ones and the one that the settings name: its file's path or URL."""
+    return {**{name: name for name in BUILT_IN}, model_name(settings.model): settings.model}
 
 
 def taken_names(settings: Settings) -> set[str]:
     """Names that mean a model which nobody here trained: no line of versions may have one."""
-    return {*base_names(settings), *embedder_names(settings), SCRIPTED.name}
+    return {*bases(settings), *embedder_names(settings), SCRIPTED.name}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class ModelRouter:
         return [
             *(
                 (name, None)
-                for name in dict.fromkeys([*models, *base_names(self._settings), *embedder_names(self._settings)])
+                for name in dict.fromkeys([*models, *bases(self._settings), *embedder_names(self._settings)])
             ),
             *((f"{PREFIX}{made.name}@{made.version}", made.created_at) for made in versions),
         ]
@@ -71,37 +73,51 @@ class ModelRouter:
     async def delete(self, model: str) -> None:
         """Delete a trained version, or a model with all of its versions, and their files.
 
+        The files go last, with those of earlier deletions that were cut before their end.
+
         Raises:
             NotFoundError: no such model or version.
             UsageError: it is a base, which nobody here made.
             ConflictError: it is the version that its model serves.
         """
+        try:
+            await self._delete(model)
+        finally:
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Remove the files of deleted versions."""
+        if self._registry and self._store and (unneeded := await self._registry.unneeded()):
+            async for found in self._store.list(f"{FILES}/"):
+                if found.key in unneeded:
+                    with suppress(NotFoundError):  # another one was quicker
+                        await self._store.delete(found.key)
+
+    async def _delete(self, model: str) -> None:
         name, at, version = model.removeprefix(PREFIX).partition("@")
         if self._registry is None or name not in await self._declared() or self._untrained(model):
             if not at and self._untrained(name):
                 raise UsageError(f"Model '{name}' was not trained here, and can't be deleted.")
             raise NotFoundError("model", model, await self.names())
         if at:
-            unneeded = await self._registry.delete(name, (await self._version(name, version)).version)
+            await self._registry.delete(name, (await self._version(name, version)).version)
         else:
-            unneeded = await self._registry.delete_model(name)
-        if self._store:
-            for reference in unneeded:
-                await self._store.delete(reference.key)
+            await self._registry.delete_model(name)
 
     async def resolve(self, model: str) -> Served:
         """What serves ``model`` now. NotFoundError: no such model or version; ModelFileError: its file is bad."""
         if is_file(model):
             return await self._base(model.removeprefix(PREFIX))
-        name, at, version = model.removeprefix(PREFIX).partition("@")
+        bare = model.removeprefix(PREFIX)
+        name, at, version = bare.partition("@")
         declared = await self._declared()
         if self._registry and name in declared and not self._untrained(model):
             if at:
                 return await self._serve(await self._version(name, version))
             promoted = await self._registry.promoted(name)
             return await (self._serve(promoted) if promoted else self._base(declared[name]))
-        if not at and name in base_names(self._settings):
-            return await self._base(name)
+        if bare in (known := bases(self._settings)):
+            return await self._base(known[bare])
         if not at and name in embedder_names(self._settings):
             raise UsageError(f"Model '{name}' makes embeddings, and can't be asked for anything else.")
         raise NotFoundError("model", model, await self.names())
@@ -117,14 +133,15 @@ class ModelRouter:
         path = await local_file(version.file, self._settings, self._store)
         return Served(f"{PREFIX}{version.name}@{version.version}", path)
 
-    async def _base(self, name: str) -> Served:
-        if name == SCRIPTED.name:
+    async def _base(self, source: str) -> Served:
+        name = model_name(source) if source == self._settings.model else source
+        if source == SCRIPTED.name:
             return Served(name, SCRIPTED)
-        return Served(name, await local_file(name, self._settings, self._store))
+        return Served(name, await local_file(source, self._settings, self._store))
 
     async def _declared(self) -> dict[str, str]:
         return await self._registry.names() if self._registry else {}
 
     def _untrained(self, model: str) -> bool:
         """Whether this is, to the letter, the name of a model that nobody here trained."""
-        return model in base_names(self._settings) or model in embedder_names(self._settings)
+        return model in bases(self._settings) or model in embedder_names(self._settings)

@@ -10,6 +10,7 @@ from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from timestep.errors import ConflictError, NotFoundError, NotSupportedError, ParameterError
 from timestep.models.routing import PREFIX as LOCAL
+from timestep.models.routing import bases
 from timestep.server import run_lists
 from timestep.server.agents import roster
 from timestep.server.documented import errors
@@ -19,6 +20,7 @@ from timestep.server.fine_tuning.views import KIND, PREFIX, TAG, Job
 from timestep.server.pages import After, Limit, Page, page
 from timestep.server.records import Housekeeper, Records
 from timestep.server.refusals import known_query
+from timestep.settings import Settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -36,7 +38,7 @@ async def create(body: CreateJob, request: Request) -> Job:
     housekeeper: Housekeeper = request.app.state.housekeeper
     parameters, labels = body.parameters(), run_lists.labels(body.metadata)
     await _check_suffix(request, body.suffix)
-    await _check(housekeeper, body, request.app.state.settings.model)
+    await _check(housekeeper, body, request.app.state.settings)
     records = await housekeeper.records()
     run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
     return await _view(records, run)
@@ -172,10 +174,9 @@ async def _check_suffix(request: Request, suffix: str | None) -> None:
         raise ParameterError("suffix", f"is '{suffix}', which is an agent's name. Train the agent, or choose another.")
 
 
-async def _check(housekeeper: Housekeeper, body: CreateJob, base: str) -> None:
+async def _check(housekeeper: Housekeeper, body: CreateJob, settings: Settings) -> None:
     """Refuse at once what the step would refuse: files and models that aren't there."""
     from timestep.files import Files
-    from timestep.models.files import BUILT_IN
     from timestep.models.registry import ModelRegistry
 
     shelves = await housekeeper.shelves()
@@ -188,5 +189,5 @@ async def _check(housekeeper: Housekeeper, body: CreateJob, base: str) -> None:
     lines = await registry.names()
     if at and model in lines and version.isdecimal() and len(version) < 10:
         await registry.get(model, int(version))
-    elif at or model not in {*lines, *BUILT_IN, base}:
-        raise NotFoundError("model", body.model, [*(f"{LOCAL}{name}" for name in lines), *BUILT_IN])
+    elif (f"{model}{at}{version}" if at else model) not in {*lines, *(known := bases(settings))}:
+        raise NotFoundError("model", body.model, [*(f"{LOCAL}{name}" for name in lines), *known])
