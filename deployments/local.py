@@ -152,6 +152,8 @@ class _Service:
         self.report(f"  API         {state.urls.api}/v1")
         self.report(f"  Prefect UI  {state.urls.prefect_ui}")
         self.report(f"  Home        {self.settings.home}")
+        if (warning := prefect_server.warning(self.settings)) is not None:
+            self.report(warning)
         if on_ready is not None:
             on_ready(state)
         while True:

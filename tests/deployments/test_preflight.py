@@ -15,6 +15,7 @@ import pytest
 
 from deployments.local import down, free_port, status
 from deployments.local import up as start_service
+from deployments.prefect_server import warning
 from deployments.state import ServiceState, Urls, state_path
 from tests.conftest import environment
 from timestep.errors import ConflictError, ModelFileError, NotFoundError, UsageError
@@ -159,3 +160,14 @@ def test_the_refusal_is_one_line(settings: Settings) -> None:
         check=False,
     )
     assert (done.returncode, len((done.stdout + done.stderr).splitlines())) == (1, 1), done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "lab.example"])
+def test_of_a_prefect_server_that_others_reach_is_said_that_it_asks_for_no_key(host: str, settings: Settings) -> None:
+    said = warning(other(settings, prefect_host=host)) or ""
+    assert f"listens on '{host}' and asks for no key" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_of_a_prefect_server_of_this_machine_alone_nothing_is_said(host: str, settings: Settings) -> None:
+    assert warning(other(settings, prefect_host=host)) is None

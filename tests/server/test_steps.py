@@ -346,6 +346,32 @@ async def test_a_key_changes_what_becomes_of_those_steps_only_that_it_may_start(
         for row, _ in keys.values():
             await database.revoke(row.id, forget=True)
 
+        async def open_again() -> bool:
+            return (await http.get(f"/{step.id}")).status_code == 200
+
+        await eventually(open_again)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "localhost:{port}", "origin": "http://localhost:{port}"}, 200),
+    ],
+)
+async def test_prefects_server_is_asked_by_no_other_sites_pages(
+    headers: dict[str, str], status: int, stage: Stage
+) -> None:
+    sent = {name: value.format(port=stage.prefect_port) for name, value in headers.items()}
+    async with httpx.AsyncClient(headers=sent) as client:
+        asked = await client.post(f"{stage.prefect_api}/flow_runs/filter", json={})
+        assert asked.status_code == status, asked.text
+        origin = {"origin": sent.get("origin", "https://evil.example"), "access-control-request-method": "POST"}
+        preflight = await client.options(f"{stage.prefect_api}/flow_runs/filter", headers=origin)
+        assert preflight.status_code == status
+
 
 async def test_a_decision_that_came_before_the_suspension_still_resumes_it(make: Make, http: httpx.AsyncClient) -> None:
     step = await make()
