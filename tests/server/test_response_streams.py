@@ -6,12 +6,11 @@ from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from fastapi import Request
 
 from timestep.agents.responses.events import Event
 from timestep.errors import ServiceUnavailableError
-from timestep.server.responses import background, streams
+from timestep.server.responses import streams
 
 
 class Watcher:
@@ -84,24 +83,3 @@ async def test_a_stream_that_cannot_go_on_says_why_and_is_asked_for_where_it_end
     *_, last = await Watcher().watch(told(5, 6, then=fail))
     assert (last["type"], last["sequence_number"], last["code"]) == ("error", 6, "service_unavailable")
     assert "database" in last["message"]
-
-
-async def test_who_waits_for_a_response_bears_with_a_part_that_is_away_for_a_moment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(background, "LONGEST_POLL_SECONDS", 0)
-    answers: list[Any] = [ServiceUnavailableError("Prefect server", "http://nowhere")] * 2
-    answers.append(SimpleNamespace(response={"status": "completed"}))
-
-    async def load(*_: Any) -> Any:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(background, "load", load)
-    assert (await background.ended(None, "resp_1")).response["status"] == "completed"  # type: ignore[arg-type]
-    monkeypatch.setattr(background, "AWAY_SECONDS", 0)
-    answers += [ServiceUnavailableError("Prefect server", "http://nowhere")] * 100_000
-    with pytest.raises(ServiceUnavailableError):
-        await background.ended(None, "resp_1")  # type: ignore[arg-type]
