@@ -85,7 +85,7 @@ def _answer(response: httpx.Response) -> Answer:
     try:
         # What no JSON can hold, as NaN, is nothing.
         body = json.loads(response.content, parse_constant=lambda _: None)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = {"error": {"message": response.text[:1000], "type": "server_error", "param": None, "code": None}}
     return Answer(status=response.status_code, request_id=request_id, body=body)
 

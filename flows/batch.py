@@ -21,11 +21,12 @@ from pydantic import BaseModel
 
 from flows.lines import run_lines
 from flows.step import step
-from flows.support import Services, hold, let_go, shown
+from flows.support import Services, hold, let_go, shown, storable
 from storage.store import ObjectStore
 from timestep import runs
+from timestep.agents.plain import whole
 from timestep.agents.record.attempt import Attempt
-from timestep.agents.record.away import outlived, prefect_reached
+from timestep.agents.record.away import is_away, outlived, prefect_reached
 from timestep.agents.record.lease import Lease, alive
 from timestep.agents.types import BatchOutput, StepOutput
 from timestep.batches.lines import Endpoint
@@ -78,12 +79,17 @@ async def batch(
         lease = await hold(home, batch_id)
     services = Services.open(home)
     assert lease is not None, "services have a database"
-    if settings.endpoint is Endpoint.STEP:
-        return await _steps(lease, services, inputs, concurrency, output)
-    async with outlived(), Attempt.begin(services.database, services.store, batch_id) as attempt:
-        results = await run_lines(attempt, inputs, settings, concurrency, services)
-        await attempt.confirm()
-        return results
+    try:
+        if settings.endpoint is Endpoint.STEP:
+            return await _steps(lease, services, inputs, concurrency, output)
+        async with outlived(), Attempt.begin(services.database, services.store, batch_id) as attempt:
+            results = await run_lines(attempt, inputs, settings, concurrency, services)
+            await attempt.confirm()
+            return results
+    except Exception as error:
+        if is_away(error):
+            raise
+        raise storable(error)  # noqa: B904  the same error, as a rule
 
 
 async def _steps(lease: Lease, services: Services, inputs: str, concurrency: int, output: str | None) -> BatchOutput:
@@ -106,7 +112,9 @@ async def _steps(lease: Lease, services: Services, inputs: str, concurrency: int
         await asyncio.to_thread(Path(output).write_text, text)
     async with outlived():
         with prefect_reached():
-            await acreate_table_artifact(key="batch", table=_table(results), description=f"Batch of {inputs}")
+            await acreate_table_artifact(
+                key="batch", table=whole(_table(results), nul=False), description=f"Batch of {inputs}"
+            )
     completed = sum(result.status == "completed" for result in results)
     return BatchOutput(total=len(lines), completed=completed, failed=len(lines) - completed, output=reference)
 

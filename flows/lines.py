@@ -44,11 +44,12 @@ async def run_lines(
         NotFoundError: there is no such file.
     """
     files = Files(services.database, services.store)
-    checked = await _checked(attempt.ledger, files, input_file_id, settings)
+    longest = services.settings.max_body_bytes
+    checked = await _checked(attempt.ledger, files, input_file_id, settings, longest)
     if checked.errors:
         first = checked.errors[0]
         raise DatasetError(input_file_id, str(first.message), first.line)
-    lines = Lines(attempt.ledger, services.store, settings)
+    lines = Lines(attempt.ledger, services.store, settings, longest)
     async with _answering(attempt.lease, settings, concurrency, services) as answering:
         asked = lines.run(files.open(input_file_id), answering, concurrency)
         in_time = await _in_time(asked, settings.deadline)
@@ -59,7 +60,7 @@ async def run_lines(
         return Results.model_validate(recorded.result)
     run_id = UUID(attempt.ledger.step_id)
     writer = ResultFiles(services.database, services.store, run_id, settings.output_expires_after)
-    left = None if in_time else _left(attempt.ledger, requests(files.open(input_file_id), settings.endpoint))
+    left = None if in_time else _left(attempt.ledger, requests(files.open(input_file_id), settings.endpoint, longest))
     results = await writer.write("completed" if in_time else "expired", checked.total, lines.counts(), left)
     await attempt.ledger.finish(FILES, results.model_dump())
     return results
@@ -98,12 +99,13 @@ class Lines:
     ledger: Ledger
     store: ObjectStore
     settings: BatchSettings
+    longest: int  # bytes of a line
     statuses: dict[int, int] = field(default_factory=dict)
     recording: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, stream: AsyncIterator[bytes], answering: Answering, concurrency: int) -> None:
         """Have every line answered, so many at a time."""
-        waiting, turn = requests(stream, self.settings.endpoint), asyncio.Lock()
+        waiting, turn = requests(stream, self.settings.endpoint, self.longest), asyncio.Lock()
 
         async def work() -> None:
             while True:
@@ -164,12 +166,12 @@ class Lines:
         return answer.model_copy(update={"body": None, "stored": stored})
 
 
-async def _checked(ledger: Ledger, files: Files, input_file_id: str, settings: BatchSettings) -> Checked:
+async def _checked(ledger: Ledger, files: Files, input_file_id: str, settings: BatchSettings, longest: int) -> Checked:
     begin = Begin(CHECK, "batch", "check", fingerprint([input_file_id, settings.endpoint]))
     recorded = await ledger.begin(begin)
     if recorded is not None:
         return Checked.model_validate(recorded.result)
-    checked = await check(files.open(input_file_id), settings.endpoint)
+    checked = await check(files.open(input_file_id), settings.endpoint, longest)
     await ledger.finish(CHECK, checked.model_dump())
     return checked
 

@@ -41,7 +41,7 @@ class Signalled:
 
 async def test_a_signal_within_a_line_is_that_signal_for_the_batch(tmp_path: Path) -> None:
     ledger = MemoryLedger()
-    lines = Lines(ledger, ObjectStore.open(f"local://{tmp_path}"), SETTINGS)
+    lines = Lines(ledger, ObjectStore.open(f"local://{tmp_path}"), SETTINGS, 1000)
     with pytest.raises(TerminationSignal):
         await lines.run(file(4000), Signalled(), 4)
     recorded = [number for number in range(1, 4001) if (unit := ledger.known(f"line/{number}")) and unit.finished]

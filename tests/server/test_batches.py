@@ -94,7 +94,8 @@ def test_a_line_that_fails_fails_alone_and_goes_to_the_error_file(client: OpenAI
 
 def test_a_file_that_makes_no_sense_fails_the_batch_line_by_line(client: OpenAI) -> None:
     lines = [chat("a"), "{no json", chat("a"), {**chat("b"), "url": "/v1/embeddings"}, {**chat("c"), "method": "GET"}]
-    done = ended(client, start(client, [*lines, chat("d", stream=True)]))
+    lines += [chat("d", stream=True), chat("e", model="m\ud800"), chat("f", temperature=float("nan"))]
+    done = ended(client, start(client, lines))
     assert done.status == "failed" and done.output_file_id is None
     assert done.errors is not None and done.errors.data is not None
     told = [(error.line, error.code) for error in done.errors.data]
@@ -104,7 +105,20 @@ def test_a_file_that_makes_no_sense_fails_the_batch_line_by_line(client: OpenAI)
         (4, "invalid_url"),
         (5, "invalid_method"),
         (6, "invalid_request"),
+        (7, "invalid_json_line"),
+        (8, "invalid_json_line"),
     ]
+    assert done.id in [batch.id for batch in client.batches.list().data]
+
+
+def test_an_error_that_quotes_a_nul_ends_the_batch(client: OpenAI) -> None:
+    done = ended(client, start(client, [chat("a\0b"), chat("a\0b")]))
+    assert done.status == "failed" and done.errors is not None and done.errors.data is not None
+    assert [(error.line, error.code) for error in done.errors.data] == [(2, "duplicate_custom_id")]
+    answered = ended(client, start(client, [chat("a\0b", model="local/no\0body")]))
+    (line,) = results(client, answered.error_file_id)
+    assert line["custom_id"] == "a\0b" and line["response"]["status_code"] == 404
+    assert answered.request_counts is not None and answered.request_counts.failed == 1
 
 
 @pytest.mark.parametrize(

@@ -260,8 +260,11 @@ class DatabaseLedger:
         return None
 
     async def finish(self, position: str, result: Any) -> None:
-        text, elsewhere = json.dumps(result), None
-        strange = "NaN" in text or "Infinity" in text  # which are no JSON to the database
+        elsewhere = None
+        try:
+            text, strange = json.dumps(result, allow_nan=False), False
+        except ValueError:  # NaN and infinities, which are no JSON to the database
+            text, strange = json.dumps(result), True
         if len(text) > LARGE or strange:
             elsewhere = await self._stored(text, strange)
         forgiving = self._lease.crashes > 0
