@@ -28,6 +28,8 @@ from timestep.models.providers import (
     remote_model,
     served_model,
 )
+from timestep.server.inference import local_names
+from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
 set_tracing_disabled(True)
@@ -37,6 +39,7 @@ set_tracing_disabled(True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OLLAMA_API_KEY", "OLLAMA_HOST"):
         monkeypatch.delenv(name, raising=False)
+    endpoints.openai.cache_clear()
 
 
 def settings(**values: Any) -> Settings:
@@ -194,6 +197,38 @@ async def test_a_server_that_is_away_is_named() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ServiceUnavailableError, match=url):
         await listed_models(Endpoint(f"{url}/v1"))
+
+
+async def test_a_server_that_answers_with_an_error_is_named() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Unavailable\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", port := free_port()):
+        url = f"http://127.0.0.1:{port}"
+        with pytest.raises(ServiceUnavailableError, match=url):
+            await listed_models(Endpoint(f"{url}/v1"))
+        upstream = Upstream(url)
+        with pytest.raises(ServiceUnavailableError, match=url):
+            await local_names(upstream)
+        await upstream.close()
+
+
+async def test_no_proxy_lies_before_our_own_models(model_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    known = settings(model_server_url=model_server.url)
+    assert SMOLLM2 in await listed_models(endpoints.model_server(known))
+    assert "ocean" in (await ask(MultiModelProvider(settings=known), f"local/{SMOLLM2}")).lower()
+
+
+async def test_openais_key_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    first, again = endpoints.provider("openai/a", settings()), endpoints.listing(settings())["openai"]
+    assert first is not None and first[0] is again and again.api_key == "k"
 
 
 def test_clients_are_shared_within_a_loop_and_not_between_loops() -> None:

@@ -4,6 +4,7 @@ The address comes from the settings. Keys go into clients and headers only; noth
 """
 
 import asyncio
+import functools
 import json
 import re
 from contextlib import suppress
@@ -38,6 +39,7 @@ class Endpoint:
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     of_step: bool = False
+    ours: bool = False  # the service's own server: no proxy lies before it
 
 
 class _Provider(BaseModel):
@@ -91,7 +93,7 @@ def model_server(settings: Settings, *, of_step: bool = False) -> Endpoint:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     url = settings.model_server_url or f"http://{host}:{settings.port}"
     key = settings.service_key.get_secret_value() if settings.service_key else None
-    return Endpoint(f"{url.rstrip('/')}/v1", key or None, of_step=of_step)
+    return Endpoint(f"{url.rstrip('/')}/v1", key or None, of_step=of_step, ours=True)
 
 
 def ollama(model: str, host: str | None = None, api_key: str | None = None) -> tuple[Endpoint, str]:
@@ -121,11 +123,17 @@ def provider(name: str, settings: Settings) -> tuple[Endpoint, str] | None:
         return ollama(model, settings.ollama_host, key.get_secret_value() if key else None)
     if prefix == "openai":
         try:
-            openai = AsyncOpenAI()  # which knows its own variables
+            return openai(), model
         except OpenAIError as error:
             raise UsageError(f"Model '{name}' is OpenAI's, and there is no key: set OPENAI_API_KEY.") from error
-        return Endpoint(str(openai.base_url).rstrip("/"), openai.api_key), model
     return None
+
+
+@functools.cache  # a client takes 65 ms to make
+def openai() -> Endpoint:
+    """OpenAI's server and key, by the variables that its own client knows. OpenAIError: there is no key."""
+    client = AsyncOpenAI()
+    return Endpoint(str(client.base_url).rstrip("/"), client.api_key)
 
 
 def listing(settings: Settings) -> dict[str, Endpoint]:
@@ -139,9 +147,8 @@ def listing(settings: Settings) -> dict[str, Endpoint]:
     if key or settings.ollama_host:
         ours = ollama("", settings.ollama_host, key.get_secret_value() if key else None)[0]
         known = {"ollama": ours, **known}
-    with suppress(UsageError):  # no key
-        if openai := provider("openai/any", settings):
-            known = {"openai": openai[0], **known}
+    with suppress(OpenAIError):  # no key
+        known = {"openai": openai(), **known}
     return known
 
 
@@ -183,7 +190,9 @@ def client(endpoint: Endpoint, max_retries: int = 2) -> AsyncOpenAI:
             timeout=Timeout(600, connect=5),
             # A plain-HTTP server needs no TLS context, which takes 20 ms to make.
             http_client=DefaultAsyncHttpxClient(
-                verify=endpoint.base_url.startswith("https"), event_hooks={"response": [_note]}
+                verify=endpoint.base_url.startswith("https"),
+                trust_env=not endpoint.ours,
+                event_hooks={"response": [_note]},
             ),
         )
     return known[key]

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents import Model, ModelProvider, MultiProvider, OpenAIChatCompletionsModel, OpenAIProvider
 from agents.models.multi_provider import MultiProviderMap
-from openai import APIConnectionError, OpenAIError
+from openai import APIError, OpenAIError
 
 from timestep.errors import NotFoundError, ServiceUnavailableError, UsageError
 from timestep.models import endpoints
@@ -143,11 +143,11 @@ async def listed_models(server: Endpoint) -> list[str]:
     """Names that the model server lists, in full.
 
     Raises:
-        ServiceUnavailableError: it doesn't answer.
+        ServiceUnavailableError: it doesn't answer, or not with a list.
     """
     try:
         models = await endpoints.client(server).models.list()
-    except APIConnectionError as error:
+    except APIError as error:
         raise ServiceUnavailableError("model server", server.base_url.removesuffix("/v1")) from error
     return [model.id for model in models.data]
 

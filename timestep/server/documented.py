@@ -94,3 +94,14 @@ def _corrected(document: dict[str, Any]) -> dict[str, Any]:
     # Needed where the service has keys, which it tells by 401.
     document["security"] = [{"key": []}, {}]
     return document
+
+
+def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with what it refers to in its place: a document has no place for the definitions of a body."""
+    if isinstance(schema, list):
+        return [inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        return inlined(definitions[reference.rpartition("/")[2]], definitions)
+    return {key: inlined(part, definitions) for key, part in schema.items()}

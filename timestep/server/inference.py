@@ -10,10 +10,10 @@ from fastapi import Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from timestep.errors import NotFoundError
+from timestep.errors import NotFoundError, ServiceUnavailableError
 from timestep.models import endpoints
 from timestep.models.routing import PREFIX, is_file
-from timestep.server.documented import json_body
+from timestep.server.documented import inlined, json_body
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
@@ -41,8 +41,11 @@ async def infer(request: Request, path: str) -> Response:
 
 
 async def local_names(upstream: Upstream) -> list[str]:
-    """Every name that the model server lists."""
-    return [model["id"] for model in (await upstream.get("/v1/models")).json()["data"]]
+    """Every name that the model server lists. ServiceUnavailableError: it lists none."""
+    listed = await upstream.get("/v1/models")
+    if not listed.is_success:
+        raise ServiceUnavailableError("model server", str(listed.url.copy_with(path="/")))
+    return [model["id"] for model in listed.json()["data"]]
 
 
 def refuse_files(model: str) -> None:
@@ -55,18 +58,7 @@ def documented(body: type[BaseModel], answer: type[BaseModel], *, streams: bool 
     """What the OpenAPI document says of an operation whose body the model server or the provider judges."""
     schema = body.model_json_schema()
     done: dict[str, Any] = {"model": answer, **({"content": _EVENTS} if streams else {})}
-    return {"openapi_extra": json_body(_inlined(schema, schema.pop("$defs", {}))), "responses": {200: done}}
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with what it refers to in its place: a document has no place for the definitions of a body."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
-    return {key: _inlined(part, definitions) for key, part in schema.items()}
+    return {"openapi_extra": json_body(inlined(schema, schema.pop("$defs", {}))), "responses": {200: done}}
 
 
 def _asked(body: bytes) -> dict[str, Any]:

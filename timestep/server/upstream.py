@@ -53,7 +53,7 @@ class Upstream:
         Raises:
             ServiceUnavailableError: it doesn't answer.
         """
-        client = self._client_outside()
+        client = self._client if endpoint.ours else self._client_outside()
         # Our client may not know any other encoding.
         headers = {**_JSON, **_bearer(endpoint.api_key), "accept-encoding": "identity"}
         content = json.dumps(body).encode()  # what is no JSON, as NaN, is for the provider to judge

@@ -7,7 +7,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from timestep.errors import UsageError
-from timestep.server.documented import json_body
+from timestep.server.documented import inlined, json_body
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -28,14 +28,4 @@ def _refuse(constant: str) -> None:
 def schema_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """``openapi_extra`` of a route whose body is a ``model``, with all that it refers to written out."""
     schema = model.model_json_schema()
-    return json_body(_inlined(schema, schema.pop("$defs", {})), required=required)
-
-
-def _inlined(value: Any, known: dict[str, Any]) -> Any:
-    if isinstance(value, list):
-        return [_inlined(one, known) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if isinstance(reference := value.get("$ref"), str):
-        return _inlined(known[reference.rpartition("/")[2]], known)
-    return {name: _inlined(one, known) for name, one in value.items()}
+    return json_body(inlined(schema, schema.pop("$defs", {})), required=required)
