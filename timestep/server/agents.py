@@ -6,6 +6,7 @@ The agents files are programs of the user's: a process of its own imports them, 
 import asyncio
 import json
 import sys
+import time
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -20,6 +21,7 @@ from timestep.settings import Settings
 router = APIRouter(prefix="/v1/agents", tags=["agents"], dependencies=[Depends(known_query)])
 
 LISTING_SECONDS = 60.0
+FAILED_SECONDS = 30.0
 
 
 class AgentView(BaseModel):
@@ -48,6 +50,7 @@ class Listing:
         self._settings = settings
         self._turn = asyncio.Lock()
         self._read: tuple[tuple[int, ...], Roster] | None = None
+        self._failed: tuple[tuple[int, ...], float, TimestepError] | None = None
 
     async def roster(self) -> Roster:
         """The agents as they are now.
@@ -58,8 +61,18 @@ class Listing:
         async with self._turn:
             changed = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in self._settings.agents)
             if self._read is None or self._read[0] != changed:
-                self._read = changed, await self._fresh()
+                self._refuse_again(changed)
+                try:
+                    self._read = changed, await self._fresh()
+                except TimestepError as error:
+                    self._failed = changed, time.monotonic(), error
+                    raise
             return self._read[1]
+
+    def _refuse_again(self, changed: tuple[int, ...]) -> None:
+        """The error of the last time, where that was lately and no file has changed: it may have taken a minute."""
+        if self._failed and self._failed[0] == changed and time.monotonic() - self._failed[1] < FAILED_SECONDS:
+            raise self._failed[2].with_traceback(None)
 
     async def _fresh(self) -> Roster:
         command = (sys.executable, "-m", "timestep.agents.listing")

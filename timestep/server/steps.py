@@ -141,7 +141,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     """The request's body, whatever content type it claims: `curl -d` says that of a form."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise UsageError('The body is no JSON object, such as {"call": "ID", "verdict": "approve"}.')

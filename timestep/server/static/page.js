@@ -16,6 +16,7 @@ const prefect = prefectUi();
 let history = [];
 let answering = null;
 let polling = null;
+let turns = 0;
 
 // The Prefect UI listens beside this server: whoever reached this machine by another name reaches it by that too.
 function prefectUi() {
@@ -126,6 +127,7 @@ function trouble(error) {
 }
 
 function lock(message) {
+  turns++;
   clearTimeout(polling);
   sessionStorage.removeItem(KEY);
   $('inside').hidden = $('forget').hidden = true;
@@ -135,9 +137,12 @@ function lock(message) {
 }
 
 async function refresh() {
+  const turn = ++turns;
+  clearTimeout(polling);
   const models = $('model').options.length ? [] : [showModels()];
   // All of them, whichever fails: where no work can be seen, there may still be a model to talk to.
   const came = await Promise.allSettled([showHealth(), showWork(), ...models]);
+  if (turn !== turns) return; // another one has begun meanwhile, with another key
   const errors = came.filter((one) => one.status === 'rejected').map((one) => one.reason);
   const shut = errors.find((error) => error.status === 401);
   if (shut) return lock(sessionStorage.getItem(KEY) && shut.message);
