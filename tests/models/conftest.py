@@ -1,6 +1,5 @@
 """Fixtures of the model room: the real SmolLM2 in process, and the real model server over HTTP."""
 
-import os
 import subprocess
 import sys
 import time
@@ -132,9 +131,3 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not come to pass in time"
         time.sleep(0.05)
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

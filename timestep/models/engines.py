@@ -136,6 +136,11 @@ class EnginePool:
         """Generations that have not begun."""
         return len(self._waiting)
 
+    @property
+    def running(self) -> bool:
+        """Whether a generation is under way."""
+        return self._running
+
     async def get(self, path: Path) -> Engine:
         """The engine of a model file, loaded if it isn't yet. ModelFileError: it can't be."""
         async with self._loading:

@@ -59,9 +59,14 @@ def create_app(settings: Settings) -> FastAPI:
 
 @api.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """Ready, which model files are in memory, and how many generations wait."""
+    """Ready, which model files are in memory, how many generations wait, and whether one is under way."""
     pool: EnginePool = request.app.state.engines
-    return {"status": "ok", "loaded": [path.name for path in pool.loaded], "waiting": pool.waiting}
+    return {
+        "status": "ok",
+        "loaded": [path.name for path in pool.loaded],
+        "waiting": pool.waiting,
+        "running": pool.running,
+    }
 
 
 @api.get("/v1/models")
