@@ -24,6 +24,7 @@ from timestep.errors import DatasetError, TimestepError, UsageError
 from timestep.models.chat import ChatRenderer
 from timestep.models.files import local_file
 from timestep.models.registry import ModelRegistry, ModelVersion
+from timestep.models.routing import FILES
 from timestep.settings import Settings
 from training import dataset as datasets
 from training import finetune
@@ -192,7 +193,8 @@ class Workshop:
         tools, served = await self._tools(), await self._served()
         f32 = await self._checkpoint(tools, last.result.epoch, last.checkpoint)
         quantized = await self._quantized(tools, f32, served, "candidate")
-        return await self.store.put_content(quantized, prefix="models", suffix=".gguf")
+        # Under the run's own id: nobody who deletes another version takes this one's file, equal as it may be.
+        return await self.store.put_content(quantized, prefix=f"{FILES}/{self.job.run_id}", suffix=".gguf")
 
     async def before(self, prepared: Prepared) -> Evaluation:
         """How the version that training started from does on the held-out conversations, in the candidate's type."""

@@ -3,14 +3,12 @@
 The weights are objects in storage; a version holds the reference.
 """
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from storage.references import Reference
 from timestep.database.engine import Database
@@ -122,8 +120,8 @@ class ModelRegistry:
             known = select(ModelRow.name, ModelRow.base).where(ModelRow.deleted_at.is_(None))
             return {row.name: row.base for row in await session.execute(known.order_by(ModelRow.name))}
 
-    async def delete(self, name: str, version: int) -> list[Reference]:
-        """There is no such version any more, and never will be one of its number; the files that nobody needs now.
+    async def delete(self, name: str, version: int) -> None:
+        """There is no such version any more, and never will be one of its number. Its file stays: see :meth:`unneeded`.
 
         Raises:
             NotFoundError: there is no such version.
@@ -138,11 +136,11 @@ class ModelRegistry:
                 )
             if row:
                 row.deleted_at = func.now()
-                return await _unneeded(session, [row])
+                return
         raise await self._absent(name, version)
 
-    async def delete_model(self, name: str) -> list[Reference]:
-        """There is no model ``name`` any more, until it is declared anew or trained; the files that nobody needs now.
+    async def delete_model(self, name: str) -> None:
+        """There is no model ``name`` any more, until it is declared anew or trained. Files as of :meth:`delete`.
 
         Raises:
             NotFoundError: there is no such model.
@@ -151,11 +149,17 @@ class ModelRegistry:
             known = select(ModelRow).where(ModelRow.name == name, ModelRow.deleted_at.is_(None))
             if model := await session.scalar(known.with_for_update()):
                 model.promoted, model.deleted_at = None, func.now()
-                rows = list(await session.scalars(_there(name).with_for_update()))
-                for row in rows:
+                for row in await session.scalars(_there(name).with_for_update()):
                     row.deleted_at = func.now()
-                return await _unneeded(session, rows)
+                return
         raise NotFoundError("model", name, await self.names())
+
+    async def unneeded(self) -> set[str]:
+        """Keys of the files of deleted versions, but of those that another version has too: whatever is still there."""
+        deleted = select(ModelVersionRow.file_key).where(ModelVersionRow.deleted_at.is_not(None))
+        needed = select(ModelVersionRow.file_key).where(ModelVersionRow.deleted_at.is_(None))
+        async with self._database.session() as session:
+            return set(await session.scalars(deleted.where(ModelVersionRow.file_key.not_in(needed))))
 
     async def _absent(self, name: str, version: int) -> NotFoundError:
         names = await self.names()
@@ -172,15 +176,6 @@ def _there(name: str | None = None, version: int | None = None) -> Select[tuple[
     if name is not None:
         found = found.where(ModelVersionRow.name == name)
     return found if version is None else found.where(ModelVersionRow.version == version)
-
-
-async def _unneeded(session: AsyncSession, deleted: Sequence[ModelVersionRow]) -> list[Reference]:
-    """The files of the deleted versions that are no other version's: equal weights are one object."""
-    await session.flush()
-    keys = {row.file_key: Reference(key=row.file_key, sha256=row.file_sha256, size=row.file_size) for row in deleted}
-    others = select(ModelVersionRow.file_key).where(ModelVersionRow.deleted_at.is_(None))
-    needed = set(await session.scalars(others.where(ModelVersionRow.file_key.in_(keys))))
-    return [reference for key, reference in keys.items() if key not in needed]
 
 
 def _version(row: ModelVersionRow) -> ModelVersion:
