@@ -2,6 +2,7 @@
 
 import csv
 import io
+import uuid
 from typing import Any
 
 from flows.support import Services
@@ -14,12 +15,16 @@ COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_tok
 
 
 async def keep_metrics(ledger: Ledger, learned: Learned, services: Services) -> None:
-    """Store the file, once; its id is the result of a unit."""
+    """Store the file, once; its id is the result of a unit, and follows from the step's."""
     if await ledger.begin(Begin(POSITION, "training", "metrics", "")) is None:
         stored = await Files(services.database, services.store).create(
-            _csv(learned).encode(), "step_metrics.csv", PURPOSE
+            _csv(learned).encode(), "step_metrics.csv", PURPOSE, file_id=_file_id(ledger.step_id)
         )
         await ledger.finish(POSITION, stored.id)
+
+
+def _file_id(step_id: str) -> str:
+    return f"file-{uuid.uuid5(uuid.NAMESPACE_OID, f'{step_id}/{POSITION}').hex}"
 
 
 def _csv(learned: Learned) -> str:

@@ -11,10 +11,12 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, update
 
+from storage.store import ObjectStore
 from tests.models.conftest import wait_for
 from tests.server.stage import Stage, staged
 from timestep.database.engine import Database
 from timestep.database.models import FileRow
+from timestep.files import Files
 from timestep.server.records import Housekeeper
 from timestep.settings import Settings
 
@@ -179,7 +181,8 @@ def test_a_body_that_is_no_form_is_refused(files_url: str, request_: dict[str, A
 
 
 @pytest.mark.parametrize("purpose", ["batch", "fine-tune"])
-@pytest.mark.parametrize(("data", "why"), [(b"", "it is empty"), (b"\n\nno json\n", "first line"), (b"[1]\n", "first")])
+@pytest.mark.parametrize(("data", "why"), [(b"", "it is empty"), (b"\n\nno json\n", "first line"), (b"[1]\n", "first"),
+                                         (b"[" * 200_000, "first")])  # fmt: skip
 def test_what_is_no_json_lines_is_refused(client: OpenAI, purpose: Any, data: bytes, why: str) -> None:
     with pytest.raises(openai.BadRequestError, match=why):
         client.files.create(file=("lines.jsonl", data), purpose=purpose)
@@ -197,6 +200,23 @@ def test_a_client_that_leaves_leaves_nothing(files_url: str, stage: Stage) -> No
     with pytest.raises(ConnectionError):
         httpx.post(files_url, content=breaks(), headers={"content-type": "multipart/form-data; boundary=b"})
     wait_for(lambda: stored(stage) == before, 30)
+
+
+async def test_a_file_whose_id_the_caller_chose_is_there_once(client: OpenAI, stage: Stage) -> None:
+    class Cut(ObjectStore):
+        async def put(self, *_: Any, **__: Any) -> Any:
+            raise asyncio.CancelledError
+
+    database, url = Database(stage.database_url), f"local://{stage.home / 'storage'}"
+    asked: dict[str, Any] = {"filename": "a.csv", "purpose": "fine-tune-results", "file_id": f"file-{7:032x}"}
+    with pytest.raises(asyncio.CancelledError):
+        await Files(database, Cut.open(url)).create(b"text", **asked)
+    files = Files(database, ObjectStore.open(url))
+    made = await files.create(b"text", **asked)
+    assert (await files.create(b"again", **asked)).sha256 == made.sha256
+    await database.close()
+    assert [file.id for file in client.files.list(purpose="fine-tune-results")] == [made.id] == [asked["file_id"]]
+    assert client.files.content(made.id).text == "text"
 
 
 async def test_a_server_that_keeps_house_sweeps_expired_files(client: OpenAI, stage: Stage) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from storage.store import ObjectStore
 from tests.models.conftest import wait_for
 from tests.server.stage import Stage, staged
 from timestep.database.engine import Database
+from timestep.database.models import UploadPartRow, UploadRow
+from timestep.files.uploads import Uploads
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
 PART = b'--b\r\nContent-Disposition: form-data; name="data"; filename="a"\r\n\r\n'
@@ -109,7 +111,7 @@ def test_what_does_not_fit_is_refused_and_can_be_mended(client: OpenAI, stage: S
     for parts, md5, why in asked:
         with pytest.raises(openai.BadRequestError, match=why):
             client.uploads.complete(upload, part_ids=parts, **({"md5": md5} if md5 else {}))
-    with pytest.raises(openai.BadRequestError, match="has 1 bytes, the whole upload 0"):
+    with pytest.raises(openai.BadRequestError, match="has more than the 0 bytes of the whole upload"):
         add(client, other, b"x")
     empty = client.uploads.complete(other, part_ids=[]).file
     assert empty is not None
@@ -118,6 +120,38 @@ def test_what_does_not_fit_is_refused_and_can_be_mended(client: OpenAI, stage: S
     assert file is not None
     assert client.files.content(file.id).read() == DATA
     assert (objects(stage, "uploads"), unfinished(stage)) == ([], [])
+
+
+def test_parts_that_no_upload_can_need_are_not_kept(client: OpenAI, stage: Stage) -> None:
+    upload = create(client, len(DATA))
+
+    said = post(stage, f"uploads/{upload}/parts", iter([PART, DATA, b"x"]))  # which has no end: it is refused before
+    assert (said.status_code, said.json()["error"]["param"]) == (400, "data")
+    parts = add(client, upload, DATA, DATA)  # the answer to the first may have been lost
+    with pytest.raises(openai.BadRequestError, match="would make 4194305 bytes of parts, 2097152 were declared"):
+        add(client, upload, b"x")
+    assert client.uploads.complete(upload, part_ids=parts[1:]).status == "completed"
+    assert (objects(stage, "uploads"), unfinished(stage)) == ([], [])
+
+
+async def test_of_two_that_complete_at_once_both_get_the_file(client: OpenAI, stage: Stage) -> None:
+    upload = create(client)
+    parts = add(client, upload, DATA)
+    shelves = Database(stage.database_url), ObjectStore.open(f"local://{stage.home / 'storage'}")
+
+    class Slow(Uploads):
+        """Another one completes the upload once this one has read what it must be made of."""
+
+        async def _parts(self, upload: UploadRow, part_ids: Sequence[str]) -> list[UploadPartRow]:
+            found = await super()._parts(upload, part_ids)
+            await Uploads(*shelves).complete(upload.id, part_ids)
+            return found
+
+    done = await Slow(*shelves).complete(upload, parts)
+    await shelves[0].close()
+    again = client.uploads.complete(upload, part_ids=parts).file
+    assert again is not None
+    assert (done.status, done.file_id) == ("completed", again.id)
 
 
 def test_a_cancelled_upload_takes_no_parts(client: OpenAI, stage: Stage) -> None:

@@ -50,16 +50,20 @@ class Files:
         expires_at: datetime | None = None,
         *,
         within: Within | None = None,
+        file_id: str | None = None,
     ) -> FileRow:
         """Stores a file: bytes, the path of one, or a stream of any length. ``expires_at`` has a time zone.
 
-        ``within`` acts in the transaction that makes the file visible; its error leaves no file.
+        ``within`` acts in the transaction that makes the file visible; its error leaves no file. Again with a
+        ``file_id`` of the caller's, which one at a time may use, the file that is there already is the answer.
 
         Raises:
             StorageError: storage can't be reached, or is full.
         """
         async with self._store.spool(data) as source:
-            row = await self._announce(source, filename, purpose, expires_at)
+            row = await self._announce(source, filename, purpose, expires_at, file_id)
+            if row.state == READY:
+                return row
             try:
                 reference = await self._store.put(row.key, source)
                 return await self._show(row.id, reference, within)
@@ -147,14 +151,17 @@ class Files:
             await self._drop(file_id)
         await self._store.sweep(f"{PREFIX}/", abandoned_after)
 
-    async def _announce(self, source: Source, filename: str, purpose: str, expires_at: datetime | None) -> FileRow:
-        """A row nobody sees yet."""
-        file_id = f"file-{uuid.uuid4().hex}"
+    async def _announce(
+        self, source: Source, filename: str, purpose: str, expires_at: datetime | None, file_id: str | None
+    ) -> FileRow:
+        """A row nobody sees yet; or the one that is there."""
+        file_id = f"file-{uuid.uuid4().hex}" if file_id is None else _checked(file_id)
         values = {"filename": label(filename), "purpose": purpose, "expires_at": expires_at, "bytes": source.size}
         key = f"{PREFIX}/{file_id}/content"
         async with self._database.session() as session:
-            added = insert(FileRow).values(id=file_id, key=key, sha256="", **values).returning(FileRow)
-            return (await session.scalars(added)).one()
+            added = insert(FileRow).values(id=file_id, key=key, sha256="", **values)
+            known = added.on_conflict_do_update(index_elements=["id"], set_={"id": file_id})
+            return (await session.scalars(known.returning(FileRow))).one()
 
     async def _show(self, file_id: str, reference: Reference, within: Within | None) -> FileRow:
         shown = update(FileRow).where(FileRow.id == file_id, FileRow.state == ARRIVING)

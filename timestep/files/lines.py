@@ -21,7 +21,7 @@ def check_lines(source: Source, purpose: str, param: str = "file") -> None:
         return
     try:
         value = json.loads(line.decode("utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: nested without end
         value = None
     if not isinstance(value, dict):
         what = "its first line is none" if line else "it is empty"

@@ -20,7 +20,7 @@ from storage.source import Data
 from storage.store import ObjectStore
 from timestep.database.engine import Database
 from timestep.database.models import FileRow, UploadPartRow, UploadRow
-from timestep.errors import NotFoundError, ParameterError, UsageError
+from timestep.errors import NotFoundError, ParameterError, TimestepError, UsageError
 from timestep.files.files import Files, clear, label
 from timestep.files.lines import check_lines
 
@@ -28,6 +28,8 @@ PREFIX = "uploads"
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 # From the last part on.
 LIFETIME = timedelta(hours=1)
+# Of one upload. Its parts may have twice its bytes, since one whose answer was lost on the way is sent again.
+MOST_PARTS, MOST_TIMES = 10_000, 2
 # How long one that has ended is known: who asks again learns how it ended.
 REMEMBERED = timedelta(days=1)
 _ID = re.compile(r"upload_[0-9a-f]{32}")
@@ -59,12 +61,18 @@ class Uploads:
             await session.refresh(row)
         return row
 
+    async def room(self, upload_id: str) -> int:
+        """How many bytes a part may have. Errors as of :meth:`add_part`."""
+        upload = await self._get(upload_id)
+        _check_pending(upload)
+        return upload.bytes
+
     async def add_part(self, upload_id: str, data: Data) -> UploadPartRow:
         """Stores a part, and gives the upload new time.
 
         Raises:
             NotFoundError: there is no such upload.
-            UsageError: it has ended, or is declared to have fewer bytes than this part.
+            UsageError: it has ended, is declared to have fewer bytes than this part, or has too many parts.
         """
         upload = await self._get(upload_id)
         _check_pending(upload)
@@ -77,7 +85,9 @@ class Uploads:
                 id=part_id, upload_id=upload_id, bytes=stored.size, key=stored.key, sha256=stored.sha256
             )
             async with self._database.session() as session:
+                # Its row is locked from here on: parts that come at once are counted one after the other.
                 await self._change(session, upload_id, expires_at=func.now() + LIFETIME)
+                await _check_sum(session, upload, row)
                 session.add(row)
                 await session.flush()
                 await session.refresh(row)
@@ -97,14 +107,27 @@ class Uploads:
         if _completed_with(upload, part_ids):
             return upload
         _check_pending(upload)
+        try:
+            await self._finish(upload, part_ids, md5)
+        except TimestepError:
+            now = await self._get(upload_id)
+            if not _completed_with(now, part_ids):
+                _check_pending(now)
+                raise
+            # By another request meanwhile, which took the parts away.
+        await self._clear(upload_id)
+        return await self._get(upload_id)
+
+    async def _finish(self, upload: UploadRow, part_ids: Sequence[str], md5: str | None) -> None:
+        """Joins the parts to the file."""
         parts = await self._parts(upload, part_ids)
         async with self._database.session() as session:
-            await self._change(session, upload_id, expires_at=func.now() + LIFETIME)  # while its parts are joined
+            await self._change(session, upload.id, expires_at=func.now() + LIFETIME)  # while its parts are joined
         digest = hashlib.md5(usedforsecurity=False) if md5 is not None else None
 
         async def finish(session: AsyncSession, file: FileRow) -> None:
             values = {"status": COMPLETED, "file_id": file.id, "part_ids": list(part_ids)}
-            await self._change(session, upload_id, **values)
+            await self._change(session, upload.id, **values)
 
         lives = upload.file_expires_after
         async with self._store.spool(self._joined(parts, digest)) as source:
@@ -112,13 +135,7 @@ class Uploads:
                 raise ParameterError("md5", f"is '{label(str(md5))[:64]}', that of the parts is {digest.hexdigest()}.")
             await asyncio.to_thread(check_lines, source, upload.purpose, "part_ids")
             expires_at = None if lives is None else datetime.now(UTC) + timedelta(seconds=lives)
-            try:
-                await self._files.create(source, upload.filename, upload.purpose, expires_at, within=finish)
-            except UsageError:
-                if not _completed_with(await self._get(upload_id), part_ids):  # by another request, meanwhile
-                    raise
-        await self._clear(upload_id)
-        return await self._get(upload_id)
+            await self._files.create(source, upload.filename, upload.purpose, expires_at, within=finish)
 
     async def cancel(self, upload_id: str) -> UploadRow:
         """Ends the upload; its parts go. NotFoundError: no such upload. UsageError: it has ended otherwise."""
@@ -197,6 +214,17 @@ class Uploads:
 
 def _completed_with(upload: UploadRow, part_ids: Sequence[str]) -> bool:
     return upload.status == COMPLETED and upload.part_ids == list(part_ids)
+
+
+async def _check_sum(session: AsyncSession, upload: UploadRow, part: UploadPartRow) -> None:
+    """UsageError: with this part the upload has more of them, or more bytes, than can be meant."""
+    sums = select(func.count(), func.coalesce(func.sum(UploadPartRow.bytes), 0))
+    count, size = (await session.execute(sums.where(UploadPartRow.upload_id == upload.id))).one()
+    if count >= MOST_PARTS:
+        raise UsageError(f"Upload '{upload.id}' has {MOST_PARTS} parts, which is the most. Begin a new one.")
+    if size + part.bytes > MOST_TIMES * upload.bytes:
+        why = f"would make {size + part.bytes} bytes of parts, {upload.bytes} were declared. Begin a new upload."
+        raise ParameterError("data", why)
 
 
 def _check_pending(upload: UploadRow) -> None:

@@ -42,13 +42,13 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: Request, store: ObjectStore, carrier: str) -> AsyncIterator[Form]:
+async def read_form(request: Request, store: ObjectStore, carrier: str, most: int | None = None) -> AsyncIterator[Form]:
     """The request's form, whose field ``carrier`` is the file. The file is gone at the end unless it was stored.
 
     Raises:
-        UsageError: this is no form, it is cut, or has a file elsewhere or none.
+        UsageError: this is no form, it is cut, has a file elsewhere or none, or one of more than ``most`` bytes.
     """
-    parts = _Parts(_boundary(request), carrier)
+    parts = _Parts(_boundary(request), carrier, most)
     async with store.spool(_pieces(request, parts)) as file:
         if parts.filename is None:
             raise ParameterError(carrier, "is missing. Send the file in this field of the form.")
@@ -75,13 +75,13 @@ async def _pieces(request: Request, parts: _Parts) -> AsyncIterator[bytes]:
 class _Parts:
     """What the parser has found so far."""
 
-    def __init__(self, boundary: bytes, carrier: str) -> None:
+    def __init__(self, boundary: bytes, carrier: str, most: int | None) -> None:
         names = ("part_begin", "part_data", "header_field", "header_value", "header_end", "headers_finished", "end")
         self.parser = MultipartParser(boundary, {f"on_{name}": getattr(self, f"_{name}") for name in names})  # type: ignore[arg-type]
         self.fields: dict[str, bytearray] = {}
         self.filename: str | None = None
         self.ended = False
-        self._carrier = carrier
+        self._carrier, self._most, self._size = carrier, most, 0
         self._came: list[bytes] = []
         self._field: bytearray | None = None  # None: what comes is the file
         self._left = FIELDS_SIZE
@@ -122,6 +122,9 @@ class _Parts:
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._field is None:
+            self._size += end - start
+            if self._most is not None and self._size > self._most:
+                raise ParameterError(self._carrier, f"has more than the {self._most} bytes of the whole upload.")
             self._came.append(data[start:end])
             return
         self._left -= end - start

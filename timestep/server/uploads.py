@@ -73,13 +73,14 @@ async def create_upload(asked: UploadRequest, request: Request) -> Any:
 
 @router.post("/{upload_id}/parts", response_model=UploadPart, responses=errors(404), openapi_extra=form_body(_PART))
 async def add_part(upload_id: str, request: Request) -> Any:
-    """Add a part, of any size; parts may come in any order, and at the same time."""
+    """Add a part, of any size up to the upload's; parts may come in any order, and at the same time."""
     from timestep.files.uploads import Uploads
 
     shelves = await _shelves(request)
-    async with read_form(request, shelves.store, "data") as form:
+    uploads = Uploads(shelves.database, shelves.store)
+    async with read_form(request, shelves.store, "data", await uploads.room(upload_id)) as form:
         form.refuse_fields()
-        row = await Uploads(shelves.database, shelves.store).add_part(upload_id, form.file)
+        row = await uploads.add_part(upload_id, form.file)
     created = int(row.created_at.timestamp())
     return {"id": row.id, "object": "upload.part", "created_at": created, "upload_id": upload_id}
 
