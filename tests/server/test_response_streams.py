@@ -6,11 +6,15 @@ from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 
+from timestep.agents.responses.conversations import ConversationChangedError
 from timestep.agents.responses.events import Event
+from timestep.agents.responses.request import checked
 from timestep.errors import ServiceUnavailableError
-from timestep.server.responses import streams
+from timestep.server.responses import foreground, streams
 
 
 class Watcher:
@@ -83,3 +87,21 @@ async def test_a_stream_that_cannot_go_on_says_why_and_is_asked_for_where_it_end
     *_, last = await Watcher().watch(told(5, 6, then=fail))
     assert (last["type"], last["sequence_number"], last["code"]) == ("error", 6, "service_unavailable")
     assert "database" in last["message"]
+
+
+async def test_an_answer_that_its_conversation_does_not_take_is_refused_or_told_to_have_failed() -> None:
+    async def said() -> AsyncGenerator[bytes]:
+        yield b'data: {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\n'
+
+    async def keep(_: Any) -> None:
+        raise ConversationChangedError("conv_1")
+
+    def answered(*, stream: bool) -> AsyncGenerator[Event]:
+        asked = checked({"model": "m", "input": "x", "stream": stream, "conversation": "conv_1"})
+        turn = foreground.Turn(asked, [], True, True, keep)
+        return foreground._events(turn, StreamingResponse(said()))
+
+    with pytest.raises(ConversationChangedError, match="conv_1"):
+        _ = [event async for event in answered(stream=False)]
+    *_, last = [event async for event in answered(stream=True)]
+    assert last["type"] == "response.failed" and "conv_1" in last["response"]["error"]["message"]
