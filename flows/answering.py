@@ -1,11 +1,9 @@
 """What answers the lines of a batch: the service's HTTP API, or a step for each line of its own."""
 
-from contextlib import suppress
 from typing import Any, Protocol
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.exceptions import ObjectNotFound
 
 from flows.asking import Asker
 from flows.support import Services
@@ -16,7 +14,7 @@ from timestep.agents.record.lease import Lease, alive
 from timestep.agents.types import StepOutput
 from timestep.batches.lines import BatchRequest, Endpoint
 from timestep.batches.record import Answer
-from timestep.errors import ConflictError, RunFailedError, TimestepError, UsageError
+from timestep.errors import RunFailedError, TimestepError
 from timestep.models.errors import error_body
 
 STEP = "step/step"
@@ -53,7 +51,6 @@ class Responses:
 
     def __init__(self, lease: Lease, client: PrefectClient, services: Services) -> None:
         self._lease, self._client, self._services = lease, client, services
-        self._running: set[UUID] = set()
 
     async def answer(self, request: BatchRequest) -> Answer:
         """What came of the line's step."""
@@ -67,10 +64,8 @@ class Responses:
             if error.status >= 500:
                 raise
             return Answer(status=error.status, request_id=f"req_{request.number}", body=error_body(error))
-        self._running.add(run.id)
         with prefect_reached():
             (run,) = await runs.wait(self._client, {run.id})
-        self._running.discard(run.id)
         request_id = f"req_{run.id.hex}"
         try:
             output = StepOutput.model_validate(await runs.result(run, self._services.settings.storage))
@@ -86,10 +81,9 @@ class Responses:
         return Answer(status=200, request_id=request_id, body=body)
 
     async def stop(self) -> None:
-        """Cancel the steps under way."""
-        for run_id in list(self._running):
-            with suppress(ConflictError, ObjectNotFound, UsageError):
-                await runs.cancel(self._client, run_id, self._lives)
+        """Cancel the steps under way, also those that a process before this one started."""
+        with prefect_reached():
+            await runs.cancel_started(self._client, UUID(self._lease.step_id), self._lives)
 
     async def _lives(self, run_id: UUID) -> bool:
         return (await alive(self._services.database, [str(run_id)]))[str(run_id)]

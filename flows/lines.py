@@ -26,7 +26,7 @@ from timestep.agents.record.ledger import Begin, Ledger
 from timestep.agents.record.units import fingerprint
 from timestep.batches.lines import BatchRequest, Checked, Endpoint, check, requests
 from timestep.batches.record import CHECK, FILES, LINES, Answer, Results
-from timestep.batches.results import ResultFiles
+from timestep.batches.results import END, ResultFiles
 from timestep.batches.settings import BatchSettings
 from timestep.errors import DatasetError, StorageError
 from timestep.files import Files
@@ -61,7 +61,7 @@ async def run_lines(
     run_id = UUID(attempt.ledger.step_id)
     writer = ResultFiles(services.database, services.store, run_id, settings.output_expires_after)
     left = None if in_time else _left(attempt.ledger, requests(files.open(input_file_id), settings.endpoint, longest))
-    results = await writer.write("completed" if in_time else "expired", checked.total, lines.counts(), left)
+    results = await writer.write("completed" if in_time else "expired", checked.total, END, left)
     await attempt.ledger.finish(FILES, results.model_dump())
     return results
 
@@ -100,7 +100,6 @@ class Lines:
     store: ObjectStore
     settings: BatchSettings
     longest: int  # bytes of a line
-    statuses: dict[int, int] = field(default_factory=dict)
     recording: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, stream: AsyncIterator[bytes], answering: Answering, concurrency: int) -> None:
@@ -134,7 +133,6 @@ class Lines:
         asked = fingerprint([self.settings.endpoint, request.custom_id, request.body])
         recorded = await self.ledger.begin(Begin(position, "batch", f"line {request.number}", asked, request=shown))
         if recorded is not None:
-            self.statuses[request.number] = recorded.result["status"]
             return
         answer = await self._kept(await answering.answer(request))
         recording = asyncio.create_task(self._record(request.number, answer))
@@ -143,14 +141,8 @@ class Lines:
         # Shielded: an answer that came is recorded, also where the batch is cancelled or its time is over.
         await asyncio.shield(recording)
 
-    def counts(self) -> tuple[int, int]:
-        """Completed and failed lines."""
-        failed = sum(status >= 400 for status in self.statuses.values())
-        return len(self.statuses) - failed, failed
-
     async def _record(self, number: int, answer: Answer) -> None:
         await self.ledger.finish(f"{LINES}{number}", answer.model_dump(mode="json"))
-        self.statuses[number] = answer.status
 
     async def _kept(self, answer: Answer) -> Answer:
         """The answer, its body in storage if it is large."""

@@ -202,7 +202,7 @@ def test_a_cancelled_batch_keeps_the_answers_that_it_got(client: OpenAI) -> None
         client.batches.cancel(finished.id)
 
 
-def test_a_cancelled_batch_of_quick_lines_stays_cancelled(service: Service, client: OpenAI) -> None:
+def test_a_batch_that_is_stopped_stays_so_and_keeps_its_answers(service: Service, client: OpenAI) -> None:
     body = {"model": "wordllama-256", "input": "text"}
     lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/embeddings", "body": body} for n in range(4000)]
     batch = start(client, lines, endpoint="/v1/embeddings")
@@ -217,6 +217,15 @@ def test_a_cancelled_batch_of_quick_lines_stays_cancelled(service: Service, clie
     assert asyncio.run(states(service, batch))[-1] == "Cancelled"
     assert done.request_counts is not None
     assert len(results(client, done.output_file_id)) == done.request_counts.completed < 4000
+    # Started again without its file, it fails, and keeps them still.
+    client.files.delete(batch.input_file_id)
+    service.run("resume", str(UUID(batch.id.removeprefix("batch_"))), check=False)
+    while (failed := client.batches.retrieve(batch.id)).status != "failed":
+        time.sleep(0.2)
+    assert failed.errors is not None and batch.input_file_id in str(failed.errors.data)
+    kept = results(client, failed.output_file_id)
+    assert all(line in kept for line in results(client, done.output_file_id))
+    assert len([file for file in client.files.list(purpose="batch_output") if batch.id in file.filename]) == 2
 
 
 def test_lines_without_an_answer_in_the_window_expire(client: OpenAI) -> None:

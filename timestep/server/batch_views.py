@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from openai.types import Batch, BatchError, BatchRequestCounts
 from openai.types.batch import Errors
 
-from timestep.errors import TimestepError
 from timestep.server import ids, run_lists
 from timestep.server.records import Records, Shelves
 
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 
     from timestep.batches.record import Results, Standing
     from timestep.batches.settings import BatchSettings
-
-logger = logging.getLogger(__name__)
 
 TAG, PREFIX, KIND = "openai:batch", "batch_", "batch"
 
@@ -33,36 +29,15 @@ async def view(records: Records, shelves: Shelves, run: FlowRun) -> Batch:
 
 
 async def views(records: Records, shelves: Shelves, runs: Sequence[FlowRun]) -> list[Batch]:
-    """The batches as they stand. Of one that was stopped, the results so far are written first."""
+    """The batches as they stand."""
     from timestep.batches.record import standings
 
     found = await standings(shelves.database, [run.id for run in runs])
-    for run in runs:
-        standing = found[run.id]
-        if run.state is not None and run.state.is_cancelled() and standing.results is None and standing.stopped is None:
-            standing.stopped = await _write(shelves, run, standing)
     return [await _batch(records, run, found[run.id]) for run in runs]
 
 
-async def _write(shelves: Shelves, run: FlowRun, standing: Standing) -> Results | None:
-    """The results of a batch that was cancelled: no process of its own will write them."""
-    from timestep.batches.record import note_stopped, standings
-    from timestep.batches.results import ResultFiles
-
-    total = standing.checked.total if standing.checked else 0
-    writer = ResultFiles(shelves.database, shelves.store, run.id, _settings(run).output_expires_after)
-    try:
-        results = await writer.write("cancelled", total, (standing.completed, standing.failed), None)
-        await note_stopped(shelves.database, run.id, results)
-    except TimestepError as error:  # the next who looks at it tries again
-        logger.warning("The results of batch '%s' can't be written now: %s", run.id, error)
-        return None
-    return (await standings(shelves.database, [run.id]))[run.id].stopped
-
-
 async def _batch(records: Records, run: FlowRun, standing: Standing) -> Batch:
-    settings, status = _settings(run), _status(run, standing)
-    results = standing.results or standing.stopped
+    settings, status, results = settings_of(run), _status(run, standing), _results(run, standing)
     checked = standing.checked
     created = _seconds(run.created) or 0
     batch = Batch(
@@ -76,9 +51,9 @@ async def _batch(records: Records, run: FlowRun, standing: Standing) -> Batch:
         errors=await _errors(run, standing) if status == "failed" else None,
         created_at=created,
         expires_at=_seconds(settings.deadline),
-        in_progress_at=_seconds(standing.checked_at) if checked and not checked.errors else None,
+        in_progress_at=_seconds(standing.checked_at) if _passed(standing) else None,
         finalizing_at=_seconds(standing.finalizing_at),
-        request_counts=_counts(standing),
+        request_counts=_counts(results, standing),
         output_file_id=results.output_file_id if results else None,
         error_file_id=results.error_file_id if results else None,
         metadata=run_lists.metadata_of(run) or None,
@@ -93,12 +68,12 @@ def _status(run: FlowRun, standing: Standing) -> Status:
     if run.state is not None and run.state.is_cancelling():
         return "cancelling"
     if run.state is not None and run.state.is_cancelled():
-        return "cancelled" if standing.stopped is not None else "cancelling"
+        return "cancelling" if lacks_results(run, standing) else "cancelled"
     if run.state is not None and run.state.is_failed():
-        return "failed"
+        return "finalizing" if lacks_results(run, standing) else "failed"
     if standing.finalizing_at is not None:
         return "finalizing"
-    return "in_progress" if standing.checked is not None and not standing.checked.errors else "validating"
+    return "in_progress" if _passed(standing) else "validating"
 
 
 async def _end(records: Records, run: FlowRun, standing: Standing, batch: Batch) -> None:
@@ -129,15 +104,32 @@ async def _errors(run: FlowRun, standing: Standing) -> Errors:
     return Errors(object="list", data=[BatchError(code="batch_failed", message=await error_of(run))])
 
 
-def _counts(standing: Standing) -> BatchRequestCounts:
-    results = standing.results or standing.stopped
+def _results(run: FlowRun, standing: Standing) -> Results | None:
+    """Its results, if it has come to them; not those of a time that it was stopped, once it goes on."""
+    stopped = run.state is not None and (run.state.is_cancelled() or run.state.is_failed())
+    return standing.results or (standing.stopped if stopped else None)
+
+
+def lacks_results(run: FlowRun, standing: Standing) -> bool:
+    """Whether the batch was stopped, and what it has got is in no files yet: its own process won't write them."""
+    if run.state is None or standing.results is not None or standing.stopped is not None:
+        return False
+    return run.state.is_cancelled() or (run.state.is_failed() and _passed(standing))
+
+
+def _passed(standing: Standing) -> bool:
+    return standing.checked is not None and not standing.checked.errors
+
+
+def _counts(results: Results | None, standing: Standing) -> BatchRequestCounts:
     if results is not None:
         return BatchRequestCounts(total=results.total, completed=results.completed, failed=results.failed)
-    total = standing.checked.total if standing.checked and not standing.checked.errors else 0
+    total = standing.checked.total if standing.checked and _passed(standing) else 0
     return BatchRequestCounts(total=total, completed=standing.completed, failed=standing.failed)
 
 
-def _settings(run: FlowRun) -> BatchSettings:
+def settings_of(run: FlowRun) -> BatchSettings:
+    """What the batch was told beside its file."""
     from timestep.batches.settings import BatchSettings
 
     return BatchSettings.model_validate(run.parameters.get("settings") or {})

@@ -2,8 +2,8 @@
 
 They are made once Prefect's server answers: importing its client takes a second of processor time, which the service's
 start has better use for. From then on it also keeps house: steps that died are started again, those for which all
-is decided go on, traces of those cancelled while they waited are completed, old events and expired
-files go.
+is decided go on, traces of those cancelled while they waited are completed, results of stopped batches are written,
+old events and expired files go.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SWEEP_SECONDS = 1.0
 TRACE_SECONDS = 10.0
 PRUNE_SECONDS = 600.0
 FILES_SECONDS = 60.0
+RESULTS_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 
 
@@ -111,10 +112,12 @@ class Housekeeper:
     async def _sweep_files(self) -> None:
         from timestep.files import Files
         from timestep.files.uploads import Uploads
+        from timestep.server.agent_protocol import artifact_rows
 
         shelves = await self.shelves()
         await Files(shelves.database, shelves.store).sweep()
         await Uploads(shelves.database, shelves.store).sweep()
+        await artifact_rows.sweep(shelves)
 
     def leave(self) -> None:
         """Have every stream end soon, so that nobody need wait for it; from any thread, and from a signal's handler."""
@@ -147,6 +150,7 @@ class Housekeeper:
         from timestep.agents.record.event_feed import EventFeed, prune_events
         from timestep.database.engine import Database
         from timestep.repair import repair_loop
+        from timestep.server.batch_results import StoppedBatches
 
         database = Database(database_url)
         feed = EventFeed(database)
@@ -154,10 +158,12 @@ class Housekeeper:
             async with PrefectClient(api=self._settings.prefect_api) as client:
                 self._made.set_result(Records(client, database, feed, self._settings.storage))
                 traces = steps.EndedTraces(client, database, self._settings.storage)
+                stopped = StoppedBatches(client, self.shelves)
                 await asyncio.gather(
                     repair_loop(self._settings, database, self.leaving),
                     _every(SWEEP_SECONDS, lambda: steps.sweep(client, database)),
                     _every(TRACE_SECONDS, traces.complete),
+                    _every(RESULTS_SECONDS, stopped.write),
                     _every(PRUNE_SECONDS, lambda: prune_events(database)),
                     _every(FILES_SECONDS, self._sweep_files),
                 )
