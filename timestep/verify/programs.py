@@ -81,12 +81,27 @@ class NodeSuite:
 
 
 def judged(suite: str, command: Sequence[str], report: Path, target: Target, timeout: float) -> Result:
-    """Run the command; its checks and figures as its report says (``.xml``: JUnit, ``.json``: ours)."""
+    """Run the command; its checks and figures as its report says (``.xml``: JUnit, ``.json``: ours).
+
+    A program that ended otherwise than its report tells, or has passed nothing, has failed, whatever else it says.
+    """
     started = time.monotonic()
+    code, said = _run(command, report.parent, target, timeout)
+    try:
+        checks, figures = _read(report)
+    except (OSError, ValueError, KeyError, TypeError, ElementTree.ParseError):
+        return broken(suite, said[-SHOWN:])
+    if (why := _unexplained(code, checks, timeout)) is not None:
+        checks = [*checks, *broken(suite, f"{why} {said[-SHOWN:]}".strip()).checks]
+    return Result(suite, checks, time.monotonic() - started, figures)
+
+
+def _run(command: Sequence[str], folder: Path, target: Target, timeout: float) -> tuple[int | None, str]:
+    """The program's exit code, None where it ran too long, and what it said."""
     try:
         done = subprocess.run(
             command,
-            cwd=report.parent,
+            cwd=folder,
             env=environments.variables(target),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -94,16 +109,21 @@ def judged(suite: str, command: Sequence[str], report: Path, target: Target, tim
             timeout=timeout,
             check=False,
         )
-        said = done.stdout.decode(errors="replace").strip()
     except subprocess.TimeoutExpired as late:
-        said = f"It ran longer than {timeout:.0f} s. {(late.stdout or b'').decode(errors='replace')}".strip()
-    try:
-        checks, figures = _read(report)
-    except (OSError, ValueError, ElementTree.ParseError):
-        return broken(suite, said[-SHOWN:])
+        return None, (late.stdout or b"").decode(errors="replace").strip()
+    return done.returncode, done.stdout.decode(errors="replace").strip()
+
+
+def _unexplained(code: int | None, checks: list[Check], timeout: float) -> str | None:
+    """Why the report isn't the whole story; None where it is."""
+    outcomes = {check.outcome for check in checks}
+    if code is None:
+        return f"It ran longer than {timeout:.0f} s."
+    if code != 0 and not (code == 1 and "failed" in outcomes):  # 1: a check has failed, as all of the programs say it
+        return f"It ended with exit code {code}, which its report doesn't explain."
     if not checks:
-        return broken(suite, f"It has checked nothing. {said[-SHOWN:]}")
-    return Result(suite, checks, time.monotonic() - started, figures)
+        return "It has checked nothing."
+    return None if "passed" in outcomes else "Not one check has passed."
 
 
 def _read(report: Path) -> tuple[list[Check], dict[str, Any]]:
