@@ -10,6 +10,7 @@ from jsonschema import validate
 
 from tests.conftest import Service
 from tests.server.stage import eventually
+from timestep import runs
 
 # The protocol's schemas (v1, components/schemas), as far as they demand anything.
 TEXT = {"type": ["string", "null"]}
@@ -90,6 +91,8 @@ async def test_a_task_is_worked_off_step_by_step(client: Client, service: Servic
     assert (first["status"], first["output"], first["is_last"]) == ("completed", "all done", True)
     assert (first["input"], first["additional_output"]["status"]) == ('go\n\n{"debug": null}', "succeeded")
     assert service.calls.count("tool two") == 1
+    seen = httpx.get(f"{service.api}/steps/{first['step_id']}").json()  # it is the step of the other doors
+    assert (seen["status"], seen["agent"], seen["output"]) == ("succeeded", "planner", "all done")
     # The agent remembers what it did: the same plan is at its end already.
     service.clear_calls()
     second = await client.step(task, input="And?", additional_input={"a": 1})
@@ -104,12 +107,6 @@ async def test_a_task_is_worked_off_step_by_step(client: Client, service: Servic
     assert await client.ask("GET", f"/{task}/steps/{second['step_id']}", STEP) == second
 
 
-async def test_a_step_is_the_step_of_the_other_doors(client: Client, service: Service) -> None:
-    step = await client.step(await client.task(), additional_input={"n": 1})
-    seen = httpx.get(f"{service.api}/steps/{step['step_id']}").json()
-    assert (seen["status"], seen["agent"], seen["output"]) == ("succeeded", "planner", "all done")
-
-
 async def test_a_step_that_others_run_before_is_waited_for(client: Client) -> None:
     task = await client.task()
     first, polled = await asyncio.gather(client.step(task), client.step(task))
@@ -118,7 +115,6 @@ async def test_a_step_that_others_run_before_is_waited_for(client: Client) -> No
     assert {step["status"] for step in two} == {"completed"}
     listed = await client.ask("GET", f"/{task}/steps", STEPS)
     assert listed["pagination"]["total_items"] == 3
-    assert (await client.step(task))["input"] == "Go on with the task."
 
 
 async def test_a_cancelled_step_is_done_again(client: Client, service: Service) -> None:
@@ -147,6 +143,26 @@ async def test_a_cancelled_step_is_done_again(client: Client, service: Service) 
     assert (again["input"], again["output"]) == ("once more", "all done")
 
 
+async def test_a_run_that_a_killed_server_made_and_did_not_note_is_found_again(
+    client: Client, service: Service
+) -> None:
+    task = await client.task("go")
+
+    async def unnoted(number: int, text: str) -> str:
+        parameters = {"input": text, "agent": "planner", "session_id": task}
+        async with runs.connect(service.prefect_api) as prefect:
+            run = await runs.start(prefect, "step/step", parameters, idempotency_key=f"{task}-{number}")
+        return str(run.id)
+
+    first = await unnoted(0, "go")
+    assert (await client.step(task))["step_id"] == first  # what was asked for is asked for again
+    second = await unnoted(1, "one")
+    third = await client.step(task)
+    listed = (await client.ask("GET", f"/{task}/steps", STEPS))["steps"]
+    assert [step["step_id"] for step in listed] == [first, second, third["step_id"]]
+    assert [step["input"] for step in listed] == ["go", "one", "Go on with the task."]
+
+
 async def test_artifacts_go_up_and_down(client: Client) -> None:
     task, data = await client.task(), bytes(range(256)) * 9000
     upload = {"file": ("../../ünï.bin", data, "application/octet-stream")}
@@ -161,6 +177,9 @@ async def test_artifacts_go_up_and_down(client: Client) -> None:
     listed = await client.ask("GET", f"/{task}/artifacts", ARTIFACTS)
     assert listed["artifacts"] == [made]
     assert (await client.ask("GET", f"/{task}", TASK))["artifacts"] == [made]
+    other = await client.ask("POST", f"/{task}/artifacts", ARTIFACT, files={"file": ("b", b"b")})
+    page = await client.ask("GET", f"/{task}/artifacts", ARTIFACTS, params={"current_page": 2, "page_size": 1})
+    assert (page["artifacts"], page["pagination"]["total_items"]) == ([other], 2)
     elsewhere = await client.task()
     await client.ask("GET", f"/{elsewhere}/artifacts/{made['artifact_id']}", MESSAGE, 404)
     for path in ("../up", "/etc/passwd", "a/../../b", "c:\\x", "..\\x"):

@@ -317,7 +317,7 @@ class TaskStepRow(Base):
 
 
 class ArtifactRow(Base):
-    """A file of a task of the Agent Protocol, stored under ``key``."""
+    """A file of a task of the Agent Protocol, under ``key``; shown once it is ``stored``."""
 
     __tablename__ = "artifacts"
 
@@ -332,6 +332,7 @@ class ArtifactRow(Base):
     relative_path: Mapped[str | None]
     key: Mapped[str]
     bytes: Mapped[int] = mapped_column(BigInteger)
+    stored: Mapped[bool] = mapped_column(server_default="false")
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), server_default=func.now())
 
 

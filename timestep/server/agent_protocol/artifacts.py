@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from timestep.errors import NotFoundError, ParameterError
-from timestep.server.agent_protocol import tasks
+from timestep.server.agent_protocol import artifact_rows, tasks
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
     Artifact,
@@ -48,10 +48,9 @@ async def listed(
     """The artifacts, oldest first."""
     async with (await request.app.state.housekeeper.shelves()).database.session() as session:
         row = await tasks.find(session, task_id)
-        found = (await tasks.artifacts_of(session, [row.id]))[row.id]
-    first = (current_page - 1) * page_size
-    shown = [tasks.artifact(one) for one in found[first : first + page_size]]
-    return TaskArtifactsListResponse(artifacts=shown, pagination=Pagination.of(len(found), current_page, page_size))
+        found, total = await artifact_rows.page(session, row.id, page_size, (current_page - 1) * page_size)
+    shown = [tasks.artifact(one) for one in found]
+    return TaskArtifactsListResponse(artifacts=shown, pagination=Pagination.of(total, current_page, page_size))
 
 
 @router.post(
@@ -73,10 +72,7 @@ async def upload(task_id: str, request: Request) -> Artifact:
         form.refuse_fields()
         row = ArtifactRow(id=str(uuid4()), task_id=task.id, file_name=_name(form.filename), relative_path=path)
         row.key, row.agent_created = f"artifacts/{task.id}/{row.id}", False
-        # The bytes first: a row never names what isn't there.
-        row.bytes = (await shelves.store.put(row.key, form.file)).size
-    async with shelves.database.session() as session:
-        session.add(row)
+        await artifact_rows.keep(shelves, row, form.file)
     return tasks.artifact(row)
 
 
@@ -95,7 +91,7 @@ async def download(task_id: str, artifact_id: str, request: Request) -> Streamin
     async with shelves.database.session() as session:
         task = await tasks.find(session, task_id)
         row = await session.get(ArtifactRow, tasks.known_id("artifact", artifact_id))
-    if row is None or row.task_id != task.id:
+    if row is None or row.task_id != task.id or not row.stored:
         raise NotFoundError("artifact", artifact_id)
     headers = {
         "content-length": str((await shelves.store.stat(row.key)).size),

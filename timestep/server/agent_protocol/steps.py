@@ -9,7 +9,7 @@ from fastapi import Request
 
 from timestep.agents.record.step_view import ENDED, StepStatus, StepView
 from timestep.errors import NotFoundError
-from timestep.server.agent_protocol import tasks
+from timestep.server.agent_protocol import artifact_rows, tasks
 from timestep.server.agent_protocol.execution import execute
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
@@ -50,12 +50,12 @@ async def listed(
         last = await session.scalar(select(func.max(TaskStepRow.number)).where(mine))
         page = select(TaskStepRow).where(mine).order_by(TaskStepRow.number)
         rows = list(await session.scalars(page.limit(page_size).offset((current_page - 1) * page_size)))
-        artifacts = (await tasks.artifacts_of(session, [task.id]))[task.id]
+        artifacts = await artifact_rows.of_steps(session, [row.id for row in rows])
     free = asyncio.Semaphore(AT_ONCE)
 
     async def one(row: "TaskStepRow") -> Step:
         async with free:
-            return view(row, await seen(records, row), artifacts, newest=row.number == last)
+            return view(row, await seen(records, row), artifacts[row.id], newest=row.number == last)
 
     steps = await asyncio.gather(*map(one, rows))
     return TaskStepsListResponse(steps=steps, pagination=Pagination.of(total, current_page, page_size))
@@ -94,7 +94,7 @@ async def get(task_id: str, step_id: str, request: Request) -> Step:
         if row is None or row.task_id != task.id:
             raise NotFoundError("step", step_id)
         last = await session.scalar(select(func.max(TaskStepRow.number)).where(TaskStepRow.task_id == task.id))
-        artifacts = (await tasks.artifacts_of(session, [task.id]))[task.id]
+        artifacts = (await artifact_rows.of_steps(session, [row.id]))[row.id]
     return view(row, await seen(records, row), artifacts, newest=row.number == last)
 
 
@@ -122,7 +122,7 @@ def view(row: "TaskStepRow", step: StepView | None, artifacts: list["ArtifactRow
         status=Status.COMPLETED if over else shown,
         output=_text(step.output if step.error is None else step.error) if step else "The flow run was deleted.",
         additional_output=_more(step) if step else {"status": status},
-        artifacts=[tasks.artifact(one) for one in artifacts if one.step_id == row.id],
+        artifacts=[tasks.artifact(one) for one in artifacts],
         is_last=over and newest,
     )
 

@@ -1,13 +1,13 @@
 """Tasks: made, listed, looked up."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from fastapi import Request
 
 from timestep.errors import NotFoundError
+from timestep.server.agent_protocol import artifact_rows
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
     Artifact,
@@ -50,7 +50,7 @@ async def listed(request: Request, current_page: CurrentPage = 1, page_size: Pag
         total = await session.scalar(select(func.count()).select_from(TaskRow)) or 0
         chosen = select(TaskRow).order_by(TaskRow.number).limit(page_size).offset((current_page - 1) * page_size)
         rows = list(await session.scalars(chosen))
-        artifacts = await artifacts_of(session, [row.id for row in rows])
+        artifacts = await artifact_rows.of_tasks(session, [row.id for row in rows])
     tasks = [view(row, artifacts[row.id]) for row in rows]
     return TaskListResponse(tasks=tasks, pagination=Pagination.of(total, current_page, page_size))
 
@@ -60,7 +60,7 @@ async def get(task_id: str, request: Request) -> Task:
     """The task with its artifacts."""
     async with (await request.app.state.housekeeper.shelves()).database.session() as session:
         row = await find(session, task_id)
-        return view(row, (await artifacts_of(session, [row.id]))[row.id])
+        return view(row, (await artifact_rows.of_tasks(session, [row.id]))[row.id])
 
 
 async def find(session: "AsyncSession", task_id: str, *, lock: bool = False) -> "TaskRow":
@@ -79,19 +79,6 @@ def known_id(kind: str, name: str) -> str:
         return str(UUID(name))
     except ValueError:
         raise NotFoundError(kind, name) from None
-
-
-async def artifacts_of(session: "AsyncSession", task_ids: list[str]) -> Mapping[str, list["ArtifactRow"]]:
-    """The artifacts of each task, oldest first."""
-    from sqlalchemy import select
-
-    from timestep.database.models import ArtifactRow
-
-    found: dict[str, list[Any]] = defaultdict(list)
-    chosen = select(ArtifactRow).where(ArtifactRow.task_id.in_(task_ids)).order_by(ArtifactRow.number)
-    for row in await session.scalars(chosen):
-        found[row.task_id].append(row)
-    return found
 
 
 def view(row: "TaskRow", artifacts: Iterable["ArtifactRow"]) -> Task:

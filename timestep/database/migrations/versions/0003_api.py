@@ -127,6 +127,7 @@ def _tasks() -> None:
         *_text("relative_path", nullable=True),
         *_text("key"),
         _size(),
+        sa.Column("stored", sa.Boolean(), server_default="false", nullable=False),
         _time("created_at", now=True),
     )
     op.create_index("ix_artifacts_task_id", "artifacts", ["task_id"])
