@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import httpx
@@ -15,6 +16,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import text
 
+from flows.answering import Responses
 from flows.waiting import People
 from storage.store import ObjectStore
 from storage.traces import TraceStore
@@ -687,3 +689,17 @@ async def test_a_quiet_stream_shows_that_it_lives(monkeypatch: pytest.MonkeyPatc
     assert [await anext(stream) for _ in range(2)] == [b": \n\n"] * 2
     await stream.aclose()
     assert closed.is_set()
+
+
+async def test_a_batch_stops_the_steps_that_a_process_before_it_started(make: Make, stage: Stage) -> None:
+    batch = await make(flow="batch")
+    flow_id = await batch.client.create_flow_from_name("step")
+    deployment = await batch.client.create_deployment(flow_id, name="staged", enforce_parameter_schema=False)
+    begun = [
+        await batch.client.create_flow_run_from_deployment(deployment, idempotency_key=f"{started_by}-1")
+        for started_by in (batch.id, NOBODY)
+    ]
+    lease, services = Mock(step_id=batch.name), Mock(database=batch.database)
+    await Responses(lease, batch.client, services).stop()
+    states = [(await batch.client.read_flow_run(run.id)).state for run in begun]
+    assert [state.name for state in states if state is not None] == ["Cancelled", "Scheduled"]
