@@ -5,9 +5,12 @@ the one caller that might be led here by somebody else: pages of other sites are
 machine that are not its own (DNS rebinding).
 """
 
+import asyncio
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,7 +28,9 @@ from timestep.server.security.scopes import check, is_open, needed
 from timestep.settings import Settings
 
 REMEMBERED_SECONDS = 1.0  # by when a revoked key has ended
-REMEMBERED_KEYS = 1000
+REMEMBERED_KEYS = 1000  # of each kind: known and unknown
+LOOKUPS = 4  # at the same time
+LOOKUPS_WAITING = 200
 EVERYTHING = frozenset(Scope)
 
 
@@ -38,20 +43,31 @@ class Caller:
     anybody: bool = False
 
 
+NOBODY = Caller(frozenset())  # who holds a key that the database doesn't know
+Remembered = OrderedDict[str, tuple[float, Caller]]  # by a key's hash, and until when
+
+
 class Gate:
-    """Knows the callers by their keys; what the database said counts for a second."""
+    """Knows the callers by their keys; what the database said counts for a second, also of keys that it doesn't know.
+
+    Whoever makes keys up costs a lookup for each, so only so many are under way, and so many wait for their turn.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._own = settings.service_key.get_secret_value() if settings.service_key else ""
-        self._known: OrderedDict[str, tuple[float, Caller]] = OrderedDict()
-        self._free_until = 0.0
+        # Apart, so that those that are made up displace nobody's.
+        self._known: Remembered = OrderedDict()
+        self._unknown: Remembered = OrderedDict()
+        self._free, self._free_until = False, 0.0
+        self._turns, self._waiting = asyncio.Semaphore(LOOKUPS), 0
 
     async def caller(self, authorization: list[str], housekeeper: Housekeeper) -> Caller:
         """Who holds this key.
 
         Raises:
             AuthenticationError: no key where one is needed, or one that is unknown or revoked.
+            RateLimitError: so many keys are being looked up that this one had no turn.
             ServiceUnavailableError: the database is away, and nobody else can tell.
         """
         key = bearer(authorization)
@@ -63,7 +79,10 @@ class Gate:
             raise AuthenticationError(
                 "An API key is needed: 'Authorization: Bearer KEY'. Make one: timestep keys create"
             )
-        return await self._holder(key, housekeeper)
+        caller = await self._holder(key, housekeeper)
+        if caller is NOBODY:
+            raise AuthenticationError("This API key is unknown, or was revoked. See: timestep keys list")
+        return caller
 
     async def _is_free(self, housekeeper: Housekeeper) -> bool:
         if not self._settings.is_private:
@@ -71,25 +90,48 @@ class Gate:
         if self._settings.database_url is None:  # nowhere could a key be
             return True
         if time.monotonic() >= self._free_until:
-            asked = time.monotonic()
-            if await Keys(await housekeeper.database()).wanted():
-                return False
-            self._free_until = asked + REMEMBERED_SECONDS
-        return True
+            async with self._turn():
+                if (asked := time.monotonic()) >= self._free_until:  # nobody asked meanwhile
+                    self._free = not await Keys(await housekeeper.database()).wanted()
+                    self._free_until = asked + REMEMBERED_SECONDS
+        return self._free
 
     async def _holder(self, key: str, housekeeper: Housekeeper) -> Caller:
-        digest, now = hash_of(key), time.monotonic()
-        until, caller = self._known.get(digest, (0.0, None))
-        if caller is None or now >= until:
-            self._known.pop(digest, None)
-            row = await Keys(await housekeeper.database()).find(key)
-            if row is None:
-                raise AuthenticationError("This API key is unknown, or was revoked. See: timestep keys list")
-            caller = Caller(frozenset(Scope(scope) for scope in row.scopes), row)
-            self._known[digest] = (now + REMEMBERED_SECONDS, caller)
-            while len(self._known) > REMEMBERED_KEYS:
-                self._known.popitem(last=False)
-        return caller
+        digest = hash_of(key)
+        if (caller := self._remembered(digest)) is not None:
+            return caller
+        async with self._turn():
+            if (caller := self._remembered(digest)) is not None:  # another request has asked meanwhile
+                return caller
+            now, row = time.monotonic(), await Keys(await housekeeper.database()).find(key)
+            caller = NOBODY if row is None else Caller(frozenset(Scope(scope) for scope in row.scopes), row)
+            memory = self._unknown if row is None else self._known
+            memory[digest] = (now + REMEMBERED_SECONDS, caller)
+            while len(memory) > REMEMBERED_KEYS:
+                memory.popitem(last=False)
+            return caller
+
+    def _remembered(self, digest: str) -> Caller | None:
+        for memory in (self._known, self._unknown):
+            until, caller = memory.get(digest, (0.0, NOBODY))
+            if time.monotonic() < until:
+                return caller
+            memory.pop(digest, None)
+        return None
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._waiting >= LOOKUPS_WAITING:
+            raise RateLimitError("Too many API keys are being looked up at the moment. Come back in a second.")
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
 
 
 class Authenticated:
