@@ -80,10 +80,20 @@ class Stage:
         return environment() | {f"{p}{name}": str(value) for p, group in named for name, value in group.items()}
 
 
+async def _prepare(database_url: str) -> None:
+    """Databases that are there, and ask for no key that another test made."""
+    database = Database(database_url)
+    await database.create_missing()
+    connection = await database.connect()
+    if await connection.fetchval("select to_regclass('api_keys')"):
+        await connection.execute("delete from api_keys")
+    await connection.close()
+
+
 @contextmanager
 def staged(database_url: str, *servers: str) -> Iterator[Stage]:
     """The named servers, on databases that are created where missing; ended at the end."""
-    asyncio.run(Database(database_url).create_missing())
+    asyncio.run(_prepare(database_url))
     with tempfile.TemporaryDirectory(prefix="ts-") as home:
         stage = Stage(Path(home), database_url)
         try:
