@@ -69,7 +69,7 @@ def test_a_paused_job_holds_no_process_and_goes_on_after_its_last_finished_epoch
     job = client.fine_tuning.jobs.create(
         model="local/pupil",
         training_file=training_file,
-        validation_file=training_file,
+        validation_file=upload(client, b"".join(service.dataset.read_bytes().splitlines(keepends=True)[:3])),
         suffix="paused-once",
         seed=7,
         method=supervised(n_epochs=3, batch_size=1, learning_rate_multiplier=30),
