@@ -127,6 +127,7 @@ def service() -> Iterator[Service]:
 FIRST = ("chaos", "flows", "ui", "deployments", "training", "storage")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that runs tests side by side reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In which process of ``make test`` a test runs: all of a file in one, and in one all who share a service."""
     sharing = {item.path for item in items if "service" in getattr(item, "fixturenames", ())}

@@ -213,7 +213,9 @@ def test_a_batch_that_is_stopped_stays_so_and_keeps_its_answers(service: Service
     done = ended(client, batch)
     assert done.status == "cancelled"
     time.sleep(5)  # longer than a crashed run is left alone
-    assert client.batches.retrieve(batch.id) == done
+    # Of its end Prefect may be told by two, the server and the worker: the time is the later one's.
+    later = client.batches.retrieve(batch.id)
+    assert later.model_dump(exclude={"cancelled_at"}) == done.model_dump(exclude={"cancelled_at"})
     assert asyncio.run(states(service, batch))[-1] == "Cancelled"
     assert done.request_counts is not None
     assert len(results(client, done.output_file_id)) == done.request_counts.completed < 4000
