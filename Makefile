@@ -13,7 +13,7 @@ demo: .venv/.ready  ## the whole service: one step thinks, the same step learns,
 	@$(RUN) examples/demo.py
 
 test: .venv/.ready  ## the whole suite on real parts; what can't run here skips with its reason
-	@$(RUN) -m pytest $(TESTS) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(RUN) -m pytest $(TESTS) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-long: .venv/.ready  ## what takes minutes
 	@$(RUN) -m pytest $(TESTS) -m long $(PYTEST_ARGS)

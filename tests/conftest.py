@@ -124,18 +124,13 @@ def service() -> Iterator[Service]:
 
 
 # The folders whose files take longest: begun first, so that none of them is what all wait for at the end.
-FIRST = ("chaos", "flows", "ui", "deployments", "training", "storage")
+FIRST = ("chaos", "flows", "ui", "deployments", "server", "training", "storage")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that runs tests side by side reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In which process of ``make test`` a test runs: all of a file in one, and in one all who share a service."""
-    sharing = {item.path for item in items if "service" in getattr(item, "fixturenames", ())}
+    """The order in which ``make test`` hands out files, two at a time."""
     ranks = {name: rank for rank, name in enumerate(FIRST)}
-    items.sort(key=lambda item: (item.path not in sharing, ranks.get(item.path.parent.name, len(ranks))))
-    for item in items:
-        group = "service" if item.path in sharing else "javascript" if item.path.parent.name == "javascript" else ""
-        item.add_marker(pytest.mark.xdist_group(group or str(item.path)))
+    items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

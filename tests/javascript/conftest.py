@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fasteners
 import pytest
 from agents import set_trace_processors, set_tracing_disabled
 
@@ -48,17 +49,24 @@ def sdk() -> Path:
         pytest.skip("node and npm are not installed: the JavaScript SDK can't run")
     lock = (HERE / "package-lock.json").read_bytes()
     folder = CACHE / hashlib.sha256(lock).hexdigest()[:12]
-    if not (folder / "installed").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, folder)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"npm ci failed, no registry can be reached? {done.stderr.strip()[-300:]}")
-        (folder / "installed").touch()
+    folder.mkdir(parents=True, exist_ok=True)
+    with fasteners.InterProcessLock(folder.with_suffix(".lock")):
+        _install(folder)
     shutil.copy(HERE / "runner.mjs", folder)
     return folder
+
+
+def _install(folder: Path) -> None:
+    """``npm ci``, unless it was done; of two processes of the tests, one does it."""
+    if (folder / "installed").exists():
+        return
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, folder)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"npm ci failed, no registry can be reached? {done.stderr.strip()[-300:]}")
+    (folder / "installed").touch()
 
 
 @pytest.fixture(scope="session")
