@@ -145,6 +145,7 @@ def attempts(url: str, stages: dict[str, Stage]) -> dict[str, dict[str, Any]]:
     return {kind: said[str(stage.folder)] for kind, stage in stages.items()}
 
 
+@pytest.mark.long
 def test_killed_in_a_tool_a_new_process_repeats_that_call_alone(tmp_path: Path, database: Database) -> None:
     stages = {}
     for kind, (_, _, dying, _) in KILLED.items():

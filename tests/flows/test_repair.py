@@ -107,6 +107,7 @@ async def test_a_run_killed_with_its_worker_goes_on_where_it_was(scene: Scene) -
     assert Counter(scene.service.calls) == PASSED
 
 
+@pytest.mark.long
 async def test_a_run_outlives_its_worker_and_can_be_cancelled_without_it(scene: Scene) -> None:
     run, other = await scene.start("blocker", "tool blocked"), await scene.steps.start(input="go", agent="idler")
     await scene.until(lambda: "tool idle" in scene.service.calls)
@@ -125,6 +126,7 @@ def ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.long
 async def test_a_stopped_process_is_taken_over_and_does_nothing_more(scene: Scene) -> None:
     run = await scene.start("blocker", "tool blocked")
     stopped = scene.process()

@@ -89,6 +89,7 @@ async def test_a_rejection_by_command_line_tells_the_model_why(service: Service,
     assert service.calls == ["model 0", "model 1", "tool delete b", "model 2"]
 
 
+@pytest.mark.long
 async def test_the_command_line_says_what_is_asked_and_leaves_a_waiting_step_alone(
     service: Service, steps: Steps
 ) -> None:
