@@ -25,6 +25,7 @@ LAYERS = {
     "timestep.keys": 2,
     "storage": 1,
     "timestep.database": 1,
+    "timestep.nesting": 0,
     "timestep.errors": 0,
     "timestep.settings": 0,
 }

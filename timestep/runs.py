@@ -36,6 +36,7 @@ from pydantic import SecretStr
 from storage.block import StorageBlock
 from timestep import errors
 from timestep.errors import ConflictError, NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
+from timestep.nesting import DEEPEST, nested
 
 POLL_SECONDS = 0.2
 REVIVE_SECONDS = 90.0  # a crashed run is started again by the service, unless nothing has come of it for this long
@@ -43,7 +44,6 @@ CANCEL_TRIES, CANCEL_SECONDS = 20, 0.05  # a run may come into another state jus
 PAUSE_TRIES, PAUSE_SECONDS = 60, 0.25  # the same, and a start takes seconds
 PAGE = 200  # most runs that Prefect's API returns at once
 LARGEST = 2**63  # no number of a parameter is as large: Prefect's server writes none with more bits
-DEEPEST = 100  # levels of a parameter
 
 _deployments: WeakKeyDictionary[PrefectClient, dict[str, UUID]] = WeakKeyDictionary()
 
@@ -132,21 +132,14 @@ async def _deployment(client: PrefectClient, name: str) -> UUID:
 
 def _unstorable(value: Any) -> str | None:
     """Why Prefect can't store the value, or couldn't tell of it: a run with such a parameter spoils every list."""
-    left = [(value, 0)]
-    while left:
-        one, depth = left.pop()
+    for one, depth in nested(value):
         if depth > DEEPEST:
             return f"is nested deeper than {DEEPEST} levels."
         if isinstance(one, str):
             if "\0" in one or any("\ud800" <= character <= "\udfff" for character in one):
                 return "holds a NUL character or half a surrogate pair. Give text without."
-        elif isinstance(one, int | float):
-            if not abs(one) < LARGEST:  # nor NaN
-                return "holds a number of more than 63 bits, or none at all."
-        elif isinstance(one, dict):
-            left += [(part, depth + 1) for pair in one.items() for part in pair]
-        elif isinstance(one, list):
-            left += [(part, depth + 1) for part in one]
+        elif isinstance(one, int | float) and not abs(one) < LARGEST:  # nor NaN
+            return "holds a number of more than 63 bits, or none at all."
     return None
 
 

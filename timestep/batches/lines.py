@@ -11,10 +11,10 @@ from openai.types import BatchError
 from pydantic import BaseModel
 
 from timestep.models.routing import is_file
+from timestep.nesting import DEEPEST, nested
 
 MOST_REQUESTS = 50_000  # in one file, as OpenAI has it
 MOST_ERRORS = 100  # told of one file
-DEEPEST = 100  # levels of a line
 SHOWN = 200  # characters of what an error quotes, and of a model's name
 
 
@@ -169,9 +169,7 @@ def _no_number(name: str) -> NoReturn:
 
 def _unfit(line: Any) -> str | None:
     """Why the line can't be asked, or told of, though it is JSON."""
-    left = [(line, 0)]
-    while left:
-        one, depth = left.pop()
+    for one, depth in nested(line):
         if depth > DEEPEST:
             return f"is nested deeper than {DEEPEST} levels"
         if isinstance(one, str):
@@ -181,8 +179,4 @@ def _unfit(line: Any) -> str | None:
                 return "holds half a surrogate pair"
         elif isinstance(one, float) and not math.isfinite(one):
             return "holds a number that is too large"
-        elif isinstance(one, dict):
-            left += [(part, depth + 1) for pair in one.items() for part in pair]
-        elif isinstance(one, list):
-            left += [(part, depth + 1) for part in one]
     return None
