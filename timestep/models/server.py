@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from storage.store import ObjectStore
 from timestep.database.engine import Database
-from timestep.models.answers import Answer
+from timestep.models.answers import Answer, Shape
 from timestep.models.completion import Completion
 from timestep.models.embedding import Embedders
 from timestep.models.endpoints import STEP_HEADER
@@ -23,7 +23,7 @@ from timestep.models.files import embedder_names
 from timestep.models.generation import Generation
 from timestep.models.guard import Guarded
 from timestep.models.registry import ModelRegistry
-from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest
+from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from timestep.models.routing import PREFIX, SERVED_HEADER, ModelRouter
 from timestep.models.text_completion import TextCompletion
 from timestep.settings import Settings, load_settings
@@ -96,30 +96,26 @@ async def delete_model(name: str, request: Request) -> dict[str, Any]:
 @api.post("/v1/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """One turn of the assistant, whole or streamed."""
-    router: ModelRouter = request.app.state.router
-    pool: EnginePool = request.app.state.engines
-    served = await router.resolve(body.model)
-    with pool.admit(always=STEP_HEADER in request.headers):
-        engine = await pool.get(served.path)
-        # Rendering, tokenizing and a schema's grammar take their time: others are answered meanwhile.
-        first = await asyncio.to_thread(engine.stream, body.messages, body.tools, **body.options())
-        generations = body.choices(first)
-        answer = Answer(pool, generations, Completion(served.name, generations), {SERVED_HEADER: served.name})
-    return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
+
+    def choices(engine: Engine) -> list[Generation]:
+        return body.choices(engine.stream(body.messages, body.tools, **body.options()))
+
+    return await _answer(body, request, choices, Completion)
 
 
 @api.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """How texts go on, whole or streamed."""
-    router: ModelRouter = request.app.state.router
-    pool: EnginePool = request.app.state.engines
-    served = await router.resolve(body.model)
-    with pool.admit(always=STEP_HEADER in request.headers):
-        engine = await pool.get(served.path)
-        generations = await asyncio.to_thread(_continued, engine, body)
-        shape = TextCompletion(served.name, generations, len(body.prompt))
-        answer = Answer(pool, generations, shape, {SERVED_HEADER: served.name})
-    return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
+
+    def choices(engine: Engine) -> list[Generation]:  # of each prompt
+        echo, options = bool(body.echo), body.options()
+        firsts = (engine.complete(prompt, echo=echo, **options) for prompt in body.prompt)
+        return [generation for first in firsts for generation in body.choices(first)]
+
+    def shape(model: str, generations: list[Generation]) -> TextCompletion:
+        return TextCompletion(model, generations, len(body.prompt))
+
+    return await _answer(body, request, choices, shape)
 
 
 @api.post("/v1/embeddings")
@@ -132,11 +128,22 @@ async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
     return JSONResponse(answer, headers={SERVED_HEADER: name})
 
 
-def _continued(engine: Engine, body: CompletionRequest) -> list[Generation]:
-    """Each choice of each prompt."""
-    echo, options = bool(body.echo), body.options()
-    firsts = (engine.complete(prompt, echo=echo, **options) for prompt in body.prompt)
-    return [generation for first in firsts for generation in body.choices(first)]
+async def _answer(
+    body: GenerationRequest,
+    request: Request,
+    choices: Callable[[Engine], list[Generation]],
+    shape: Callable[[str, list[Generation]], Shape],
+) -> Response:
+    """The ``choices`` that an engine is to generate, spelled in a shape, whole or streamed."""
+    router: ModelRouter = request.app.state.router
+    pool: EnginePool = request.app.state.engines
+    served = await router.resolve(body.model)
+    with pool.admit(always=STEP_HEADER in request.headers):
+        engine = await pool.get(served.path)
+        # Rendering, tokenizing and a schema's grammar take their time: others are answered meanwhile.
+        generations = await asyncio.to_thread(choices, engine)
+        answer = Answer(pool, generations, shape(served.name, generations), {SERVED_HEADER: served.name})
+    return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
 def _model(name: str, created: datetime | None) -> dict[str, Any]:

@@ -4,20 +4,10 @@ import json
 
 import pytest
 from conftest import PERSON, until
+from conftest import WEATHER as CHAT_WEATHER
 from openai import BadRequestError, NotFoundError, OpenAI
 
-WEATHER = {
-    "type": "function",
-    "name": "get_weather",
-    "description": "The weather in a city.",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-    "strict": True,
-}
+WEATHER = {"type": "function", **CHAT_WEATHER["function"], "strict": True}  # flat, as this API has tools
 ENDS = {"completed", "failed", "cancelled", "incomplete"}
 
 
