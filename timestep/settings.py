@@ -28,12 +28,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address of the HTTP server; any but loopback needs an API key.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the Timestep HTTP server.")
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server and its UI.")
-    model_port: int = Field(0, ge=0, le=65535, description="Port of the model server (loopback); 0 picks a free one.")
+    model_host: str = Field(
+        "127.0.0.1", description="Address of the model server; on any but loopback it asks for the service key."
+    )
+    model_port: int = Field(0, ge=0, le=65535, description="Port of the model server; 0 picks a free one.")
     database_url: str | None = Field(
         None,
         validation_alias=AliasChoices("TIMESTEP_DATABASE_URL", "TIMESTEP_DB_URL", "database_url"),
         description="PostgreSQL server to use instead of the embedded one; its databases 'prefect' and "
         "'timestep' are used and created when missing.",
+    )
+    database_password: SecretStr | None = Field(
+        None, description="Password of the embedded PostgreSQL where it is served to other machines."
     )
     storage_url: str | None = Field(
         None, description="Object storage: local:///path, s3://bucket/prefix?endpoint=…, gs://…, azure://…."
@@ -47,6 +53,15 @@ class Settings(BaseSettings):
     context_length: int = Field(4096, ge=128, description="Context of the served model, in tokens.")
     threads: int = Field(0, ge=0, description="Threads for llama.cpp; 0 means the machine's cores.")
     work_pool: str = Field("timestep", description="Prefect work pool of the service.")
+    training_pool: str | None = Field(
+        None,
+        description="Prefect work pool of training runs; default: the service's, where they run as all others do.",
+    )
+    warm: bool = Field(
+        True,
+        description="Whether warm workers take the runs of the service's pool; else each run of a Kubernetes pool "
+        "gets a pod of its own.",
+    )
     worker_limit: int = Field(
         8, ge=3, description="Flow runs the worker executes at the same time; two may be batches, which wait for steps."
     )
@@ -74,6 +89,9 @@ class Settings(BaseSettings):
     service_key: SecretStr | None = Field(
         None, description="Key by which the service's own parts ask its HTTP API; made by the service."
     )
+    first_api_key: SecretStr | None = Field(
+        None, description="API key for all doors that the migration takes in once, for a service without any."
+    )
     max_body_bytes: int = Field(
         32 << 20, ge=1, description="Largest body of a request; files have a limit of their own."
     )
@@ -94,9 +112,16 @@ class Settings(BaseSettings):
     )
     prefect_host: str = Field(
         "127.0.0.1",
-        description="Address of the Prefect server and its UI. It asks for no key: whoever reaches it starts any run.",
+        description="Address of the Prefect server and its UI. Without prefect_auth it asks for no key: whoever "
+        "reaches it starts any run.",
     )
     prefect_api_url: str | None = Field(None, description="Prefect API, where it is not the service's own.")
+    prefect_auth: SecretStr | None = Field(
+        None, description="'user:password' that the Prefect API and its UI ask for, and that the service answers with."
+    )
+    prefect_ui_url: str | None = Field(
+        None, description="Address at which people reach the Prefect UI, for links; default: that of the Prefect API."
+    )
     model_server_url: str | None = Field(None, description="Model server, set by the service for its flow runs.")
     providers: SecretStr = Field(
         SecretStr(""),
