@@ -1,0 +1,59 @@
+"""Namespaces of the cluster's own, entered by a child process; nothing of them is left on the host when it ends."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.k3s.host import Cgroup, Sysctls
+
+
+@dataclass
+class Private:
+    """A folder and a group of processes for one cluster, and the way into its namespaces."""
+
+    folder: Path
+    cgroup: Cgroup
+
+    def run(self, command: list[str]) -> int:
+        """Run a command as the first of new namespaces; its exit status. With it ends all that it started."""
+        namespaces = ["--net", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "--propagation=private"]
+        entry = [sys.executable, "-m", "tests.k3s.inside", str(self.folder)]
+        process = subprocess.Popen(["unshare", *namespaces, "--", *entry, *command])
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue  # everything in the terminal heard it: what is inside ends by itself, and then unshare
+
+
+@contextmanager
+def private() -> Iterator[Private]:
+    """One, removed at the end."""
+    sysctls = Sysctls()
+    # A short path: sockets lie below it.
+    folder = Path(tempfile.mkdtemp(prefix="k3s-"))
+    cgroup = Cgroup(f"timestep-{folder.name}")
+    cgroup.create()
+    try:
+        yield Private(folder, cgroup)
+    finally:
+        _removed(cgroup)
+        sysctls.restore()
+        if not os.environ.get("K3S_KEEP"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _removed(cgroup: Cgroup) -> None:
+    """Groups go a moment after their last process."""
+    for _ in range(50):
+        with suppress(OSError):
+            return cgroup.remove()
+        time.sleep(0.2)
+    print(f"left behind: cgroup {cgroup.name}", file=sys.stderr)
