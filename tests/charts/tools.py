@@ -20,7 +20,7 @@ import fasteners
 import platformdirs
 
 
-class ToolMissing(Exception):
+class ToolMissingError(Exception):
     """A program can't be had here; the message says why."""
 
 
@@ -42,12 +42,12 @@ _HELM4 = _Package(
 
 
 def helm(major: int) -> Path:
-    """The program helm 3 or helm 4. ToolMissing: it can't be had."""
+    """The program helm 3 or helm 4. ToolMissingError: it can't be had."""
     return _find(f"HELM{major}", {3: _HELM3, 4: _HELM4}[major], "helm/helm")
 
 
 def kubectl() -> Path:
-    """The program kubectl. ToolMissing: it can't be had."""
+    """The program kubectl. ToolMissingError: it can't be had."""
     return _find("KUBECTL", _HELM4, "kubectl/kubectl")
 
 
@@ -55,7 +55,7 @@ def _find(variable: str, package: _Package, member: str) -> Path:
     if named := os.environ.get(variable):
         found = shutil.which(named)
         if found is None:
-            raise ToolMissing(f"{variable} is '{named}', which is no program.")
+            raise ToolMissingError(f"{variable} is '{named}', which is no program.")
         return Path(found)
     cache = platformdirs.user_cache_path("timestep", appauthor=False) / "tools"
     folder = cache / f"{package.name}-{package.version}"
@@ -64,7 +64,9 @@ def _find(variable: str, package: _Package, member: str) -> Path:
     with fasteners.InterProcessLock(cache / f"{folder.name}.lock"):
         if not folder.exists():
             if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-                raise ToolMissing(f"{package.name} has programs for Linux on x86-64 only; name yours by {variable}.")
+                raise ToolMissingError(
+                    f"{package.name} has programs for Linux on x86-64 only; name yours by {variable}."
+                )
             _fetch(package, folder)
     return folder / member
 
@@ -75,10 +77,19 @@ def _fetch(package: _Package, folder: Path) -> None:
         requirement = scratch / "requirements.txt"
         requirement.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        options = ["--no-deps", "--require-hashes", "--dest", str(scratch), "--requirement", str(requirement)]
+        options = [
+            "--no-deps",
+            "--retries",
+            "1",
+            "--require-hashes",
+            "--dest",
+            str(scratch),
+            "--requirement",
+            str(requirement),
+        ]
         done = subprocess.run([*pip, "download", *options], capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise ToolMissing(f"pip can't download {package.name} {package.version}: {done.stderr.strip()[-300:]}")
+            raise ToolMissingError(f"pip can't download {package.name} {package.version}: {done.stderr.strip()[-300:]}")
         (wheel,) = scratch.glob("*.whl")
         _unpack(wheel, scratch / "tools")
         (scratch / "tools").rename(folder)

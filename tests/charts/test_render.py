@@ -1,0 +1,71 @@
+"""helm 3 and helm 4 make the same of the chart, and Kubernetes 1.31 to 1.36 take it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.charts.conftest import ALL_CASES
+from tests.charts.jobs import manifests
+from tests.charts.rendering import CASES, CHART, Document, render, run_helm
+from tests.charts.schemas import FOREIGN_KINDS, VERSIONS, problems
+
+MAJORS = (3, 4)
+
+
+@pytest.fixture(scope="module")
+def linted() -> dict[tuple[int, str], str]:
+    """What `helm lint --strict` finds, by helm and case; '' where it finds nothing."""
+
+    def lint(major: int, case: str) -> str:
+        done = run_helm(major, "lint", "--strict", str(CHART), "--values", str(CASES / f"{case}.yaml"))
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    pairs = [(major, case) for major in MAJORS for case in ALL_CASES]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(pairs, pool.map(lambda pair: lint(*pair), pairs), strict=True))
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+@pytest.mark.parametrize("major", MAJORS)
+def test_lint_finds_nothing(major: int, case: str, linted: dict[tuple[int, str], str]) -> None:
+    assert linted[major, case] == ""
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_both_majors_render_the_same(case: str) -> None:
+    def by_key(documents: tuple[Document, ...]) -> dict[tuple[str, str], Document]:
+        return {(one["kind"], one["metadata"]["name"]): one for one in documents}
+
+    assert by_key(render(case, major=3).documents) == by_key(render(case, major=4).documents)
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_kubernetes_takes_every_document(case: str) -> None:
+    found = [line for one in render(case).documents for version in VERSIONS for line in problems(one, version)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_kubernetes_takes_the_jobs_of_the_pools(case: str) -> None:
+    for name, made in manifests(case).items():
+        # Prefect demands these two in the pod, where Kubernetes knows none and drops them.
+        pod = {key: value for key, value in made["spec"]["template"]["spec"].items() if key not in PREFECTS_OWN}
+        template = made["spec"]["template"] | {"spec": pod}
+        document = made | {"spec": made["spec"] | {"template": template}}
+        found = [line for version in VERSIONS for line in problems(document, version)]
+        assert not found, f"{name}: {found}"
+
+
+PREFECTS_OWN = ("parallelism", "completions")
+
+
+def test_only_kinds_of_others_go_unchecked() -> None:
+    rendered = {(one["apiVersion"], one["kind"]) for case in ALL_CASES for one in render(case).documents}
+    # Each is rendered somewhere, else its excuse is one too many.
+    assert rendered >= FOREIGN_KINDS
+    assert problems({"apiVersion": "example.com/v1", "kind": "Unknown"}, "1.34")
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
+    (deployment, *_) = render("defaults").all("Deployment")
+    assert problems(deployment | {"spec": deployment["spec"] | {"replica": 2}}, "1.34")
