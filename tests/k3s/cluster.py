@@ -65,7 +65,7 @@ class Cluster:
         text = SYSTEM.read_text().replace("@DNS@", DNS).replace("@IMAGE@", images.COREDNS)
         documents = [*yaml.safe_load_all(text), *(self._volume(number) for number in range(VOLUMES))]
         self.apply(documents)
-        self.wait("DNS", lambda: self.get("endpoints", "kube-dns", namespace="kube-system")[0].get("subsets"))
+        self.wait("DNS", lambda: self.get("deployment", "coredns", namespace="kube-system")[0]["status"].get("readyReplicas"))
 
     def _volume(self, number: int) -> dict[str, Any]:
         path = self.folder / "volumes" / str(number)

@@ -39,7 +39,7 @@ def prepare(programs: tuple[str, ...] = ()) -> None:
         raise Unable("a cluster needs root: namespaces, mounts, cgroups.")
     _install({name: PROGRAMS.get(name, name) for name in (*PROGRAMS, *programs)})
     tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", "mount -t tmpfs none /run && ip link add br0 type bridge && ip link add veth0 type veth"],
+        ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", "mount -t tmpfs none /run && ip link add br0 type bridge && ip link add pair type veth"],
         capture_output=True,
         text=True,
         check=False,
