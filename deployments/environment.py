@@ -18,6 +18,8 @@ from timestep.settings import Settings
 # Spelled out: storage.block, whose name it is, imports Prefect, and `timestep status` would wait for that.
 STORAGE_BLOCK = "timestep-storage/default"
 
+SPINCOUNT = "300"
+
 
 def service_environment(settings: Settings, mark: str) -> dict[str, str]:
     """Variables of every process of the service."""
@@ -28,16 +30,21 @@ def service_environment(settings: Settings, mark: str) -> dict[str, str]:
         instance.VARIABLE: mark,
         "PYTHONUNBUFFERED": "1",
         # Why: timestep/models/__init__.py.
-        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "300"),
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", SPINCOUNT),
     }
+
+
+def pod_environment(settings: Settings, **others: str) -> dict[str, str]:
+    """Variables of a process in a pod: what the pod sets, completed by what only this program knows."""
+    completed = {"PYTHONUNBUFFERED": "1", "GOMP_SPINCOUNT": SPINCOUNT, **prefect_environment(settings), **others}
+    return {**completed, **os.environ}
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:
     """Prefect's settings for whoever talks to the service's Prefect server."""
-    return {
+    variables = {
         "PREFECT_HOME": str(settings.home / "prefect"),
         "PREFECT_API_URL": settings.prefect_api,
-        "PREFECT_API_SSL_CERT_FILE": _quick_certificates(settings),
         "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK": STORAGE_BLOCK,
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         # With the defaults, finished work becomes Failed when the server is away for 90 s, or PostgreSQL for a moment.
@@ -48,6 +55,11 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
+    if settings.prefect_api.startswith("http://"):
+        variables["PREFECT_API_SSL_CERT_FILE"] = _quick_certificates(settings)
+    if settings.prefect_auth is not None:
+        variables["PREFECT_API_AUTH_STRING"] = settings.prefect_auth.get_secret_value()
+    return variables
 
 
 def detached_environment(settings: Settings) -> dict[str, str]:
@@ -79,7 +91,7 @@ def _inherited(settings: Settings) -> dict[str, str]:
 def _quick_certificates(settings: Settings) -> str:
     """A file with one certificate, the first of those Prefect would read in full for each of its clients (20 ms).
 
-    The service's API is plain HTTP on this machine: none of them is ever used.
+    Where the service's API is plain HTTP, none of them is ever used.
     """
     path = settings.home / "prefect" / "certificate.pem"
     if not path.exists():

@@ -10,12 +10,12 @@ import os
 import signal
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import anyio
 from anyio.abc import TaskStatus
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 from prefect.flows import load_flow_from_flow_run
 from prefect.runner._control_channel import ControlChannel
@@ -25,6 +25,7 @@ from prefect.utilities.processutils import sanitize_subprocess_env
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 from pydantic import PrivateAttr
 
+from deployments.pools import SharesPool
 from deployments.zygote import ForkedProcess, Zygote
 from timestep.repair import WARM_WORKER, WORKER_TYPE_LABEL
 
@@ -36,6 +37,14 @@ class WarmJobConfiguration(ProcessJobConfiguration):
     """Knows whether the flow is part of what is installed, so that a warm interpreter has it."""
 
     _installed: bool = PrivateAttr(default=False)
+
+    @classmethod
+    async def resolve_for_flow_run(cls, flow_run: FlowRun, *, work_pool: WorkPool, **others: Any) -> Self:
+        """As Prefect's. What a pool of another type says of its pods is not for processes."""
+        if work_pool.type != ProcessWorker.type:
+            template = ProcessWorker.get_default_base_job_template()
+            work_pool = work_pool.model_copy(update={"base_job_template": template})
+        return await super().resolve_for_flow_run(flow_run, work_pool=work_pool, **others)
 
     def prepare_for_flow_run(
         self, flow_run: FlowRun, deployment: DeploymentResponse | None = None, *args: Any, **kwargs: Any
@@ -119,18 +128,27 @@ class ForkStarter:
         return {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
 
 
-class WarmWorker(ProcessWorker):
-    """A process worker with a zygote. Serves pools of type `process`, where stock workers can join it."""
+class WarmWorker(SharesPool, ProcessWorker):
+    """A process worker with a zygote, where there can be one.
+
+    Serves pools of type `process`, where stock workers can join it, and pools of type `kubernetes` beside those
+    that make pods.
+    """
 
     job_configuration = WarmJobConfiguration
 
-    def __init__(self, *args: Any, zygote: Zygote, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, zygote: Zygote | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._zygote = zygote
 
     @classmethod
     def __dispatch_key__(cls) -> str | None:
         return WARM_WORKER  # looked up as `process`, Prefect's own is still found
+
+    def _record_work_pool_snapshot(self, work_pool: WorkPool) -> None:
+        # Prefect would warn of a type that is not its own when it sees the pool for the first time.
+        self._work_pool = self._work_pool or work_pool
+        super()._record_work_pool_snapshot(work_pool)
 
     async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
         """As Prefect's, which breaks where a run comes back before the worker is done with the process before."""
@@ -157,12 +175,12 @@ class WarmWorker(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run one flow run to its end; ``task_status`` gets its process id."""
         installed = isinstance(configuration, WarmJobConfiguration) and configuration._installed
-        if not installed or not await self._zygote.is_usable():
+        if not installed or self._zygote is None or not await self._zygote.is_usable():
             started = await super().run(flow_run, configuration, task_status)
             return ProcessWorkerResult(status_code=0, identifier=started.identifier)  # why: below
         with contextlib.ExitStack() as stack:
             cwd = configuration.working_dir or stack.enter_context(tempfile.TemporaryDirectory(suffix="prefect"))
-            result = await self._run_forked(flow_run, configuration, Path(cwd), task_status)
+            result = await self._run_forked(self._zygote, flow_run, configuration, Path(cwd), task_status)
         if result is None or result.status_code is None:
             raise RuntimeError("Failed to start flow run process.")
         # A crash was reported. With any code but 0 it would be reported once more, seconds later, over a run that
@@ -171,6 +189,7 @@ class WarmWorker(ProcessWorker):
 
     async def _run_forked(
         self,
+        zygote: Zygote,
         flow_run: FlowRun,
         configuration: ProcessJobConfiguration,
         cwd: Path,
@@ -180,7 +199,7 @@ class WarmWorker(ProcessWorker):
         async with FlowRunExecutorContext() as context, anyio.create_task_group() as tasks:
             executor = context.create_executor(
                 flow_run,
-                ForkStarter(self._zygote, configuration, cwd, context.control_channel),
+                ForkStarter(zygote, configuration, cwd, context.control_channel),
                 resolve_flow=load_flow_from_flow_run,
                 propose_submitting=False,
             )

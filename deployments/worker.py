@@ -1,106 +1,78 @@
 """The worker process, `python -m deployments.worker`: registers what there is to run, then runs it.
 
-Registering happens here rather than in `up` because both need the flows imported, which takes seconds.
+Registering happens here rather than in `up` because both need the flows imported, which takes seconds. With
+``--join`` it registers nothing and takes its part of a service whose pools others register and serve too.
 """
 
+import argparse
 import asyncio
 import importlib
-import os
-import signal
+import socket
 import sys
-from contextlib import suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-import httpx
-from prefect.client.orchestration import get_client
-from prefect.workers.process import ProcessWorker
-
-from deployments.register import declared_deployments, register_deployment, register_work_pool
+from deployments.pools import (
+    any_run,
+    is_training,
+    say_nothing,
+    say_ready,
+    until_healthy,
+    until_registered,
+    until_signal,
+)
+from deployments.register import register
 from deployments.supervisor import EXIT_CONFIG
 from deployments.warm import WarmWorker
 from deployments.zygote import Zygote, fork_zygote
-from storage.block import save_default
 from timestep.agents.registry import AgentRegistry, load_registry
-from timestep.database.engine import Database
 from timestep.errors import TimestepError
-from timestep.models.registry import ModelRegistry
 from timestep.settings import Settings, load_settings
 
 # What the worker and a flow run both need: our flows with everything they import.
 SHARED_MODULES = ("flows.step", "flows.batch")
 
 
-def ready_file(settings: Settings) -> Path:
-    """Holds the process id of the worker that is ready."""
-    return settings.run_dir / "worker.ready"
-
-
 async def work(settings: Settings, agents: AgentRegistry, zygote: Zygote | None) -> None:
     """Register everything, then run flow runs until cancelled; without a zygote each in a new interpreter."""
-    await _wait_until_healthy(f"{settings.prefect_api}/health")
-    await asyncio.gather(save_default(settings), _declare_models(settings, agents), _register(settings))
-
-    def started(*_: object) -> None:
-        ready_file(settings).write_text(str(os.getpid()))
-
-    kind = ProcessWorker if zygote is None else partial(WarmWorker, zygote=zygote)
-    worker = kind(settings.work_pool, name="local", limit=settings.worker_limit)
-    await worker.start(printer=started)
+    await until_healthy(settings)
+    await register(settings, agents)
+    await _poll(settings, zygote, name="local", create_pool_if_not_found=True)
 
 
-async def _register(settings: Settings) -> None:
-    async with get_client() as client:
-        await register_work_pool(client, settings.work_pool)
-        work = (register_deployment(client, declared, settings.work_pool) for declared in declared_deployments())
-        await asyncio.gather(*work)
+async def join(settings: Settings, zygote: Zygote | None) -> None:
+    """Run flow runs until cancelled, as one of several workers; register nothing."""
+    await until_registered(settings, settings.work_pool)
+    await _poll(settings, zygote, name=socket.gethostname(), create_pool_if_not_found=False)
 
 
-async def _declare_models(settings: Settings, agents: AgentRegistry) -> None:
-    """Each agent with a local model gets a model of its own name, on its base."""
-    database = Database(str(settings.database_url))
-    try:
-        registry = ModelRegistry(database)
-        for name in agents.names():
-            if (base := agents.base(name)) is not None:
-                await registry.declare(name, base)
-    finally:
-        await database.close()
+async def _poll(settings: Settings, zygote: Zygote | None, **options: Any) -> None:
+    worker = WarmWorker(
+        settings.work_pool,
+        **options,
+        limit=settings.worker_limit,
+        takes=any_run if settings.training_pool is None else lambda run: not is_training(run),
+        zygote=zygote,
+    )
+    await worker.start(printer=lambda *_: say_ready(settings))
 
 
-async def _wait_until_healthy(url: str) -> None:
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
-        while True:
-            with suppress(httpx.HTTPError):
-                if (await client.get(url)).is_success:
-                    return
-            await asyncio.sleep(0.1)
-
-
-async def _until_signal(settings: Settings, agents: AgentRegistry, zygote: Zygote | None) -> None:
-    task = asyncio.ensure_future(work(settings, agents, zygote))
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: task.cancel())
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Work until told to stop. An error in what the user gave us ends with EX_CONFIG: a restart can't help."""
+    parser = argparse.ArgumentParser(prog="worker", description="Run flow runs in warm processes.")
+    parser.add_argument("--join", action="store_true", help="register nothing: wait until the work pool is there")
+    joins = parser.parse_args(arguments).join
     settings = load_settings()
-    ready_file(settings).unlink(missing_ok=True)
+    say_nothing(settings)
     for module in SHARED_MODULES:
         importlib.import_module(module)
     zygote = fork_zygote()
     if zygote is None:
         print("No warm start of flow runs here: each gets a new interpreter.", flush=True)
     try:
-        agents = load_registry(settings)  # after the fork: agents files are read anew by each flow run
-        asyncio.run(_until_signal(settings, agents, zygote))
+        # After the fork: agents files are read anew by each flow run.
+        task = join(settings, zygote) if joins else work(settings, load_registry(settings), zygote)
+        asyncio.run(until_signal(task))
     except TimestepError as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG if error.status < 500 else 1
