@@ -3,40 +3,50 @@
 Exit status 1 where a row failed. Where the host can't run containers it says why, and that is no failure.
 """
 
+import argparse
 import json
+import os
 import signal
 import sys
 
-from tests.charts.tools import ToolMissing, helm, kubectl
-from tests.k3s import gobuild
-from tests.k3s.host import Unable, prepare
+from tests.charts.tools import ToolMissingError, helm, kubectl
+from tests.k3s import gobuild, images
+from tests.k3s.host import HostError, prepare
 from tests.k3s.private import private
 
 
-def main() -> int:
+def main(arguments: argparse.Namespace) -> int:
     """The exit status."""
-    # Ended politely is ended by Ctrl-C: everything is cleaned up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        prepare()
-        helm(3), kubectl()
+        built = "TIMESTEP_K3S_IMAGE" not in os.environ
+        prepare({"buildah": "buildah", "debootstrap": "debootstrap"} if built else {})
+        helm(arguments.helm)
+        kubectl()
         kubernetes = gobuild.kubernetes()
         coredns = gobuild.coredns()
-    except (Unable, ToolMissing) as error:
+        for note in kubernetes.notes:
+            print(note, flush=True)
+        with private() as place:
+            plan = {
+                "version": kubernetes.version,
+                "programs": {name: str(path) for name, path in kubernetes.programs.items()},
+                "coredns": str(coredns),
+                "image": str(images.service(place.folder).absolute()),
+                "helm": arguments.helm,
+                "cgroup": place.cgroup.name,
+                "stay": arguments.stay,
+            }
+            (place.folder / "plan.json").write_text(json.dumps(plan))
+            return place.run([sys.executable, "-m", "tests.k3s.node", str(place.folder)])
+    except (HostError, ToolMissingError) as error:
         print(f"skipped: {error}")
         return 0
-    for note in kubernetes.notes:
-        print(note, flush=True)
-    with private() as place:
-        plan = {
-            "version": kubernetes.version,
-            "programs": {name: str(path) for name, path in kubernetes.programs.items()},
-            "coredns": str(coredns),
-            "cgroup": place.cgroup.name,
-        }
-        (place.folder / "plan.json").write_text(json.dumps(plan))
-        return place.run([sys.executable, "-m", "tests.k3s.node", str(place.folder)])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Ended politely is ended by Ctrl-C: everything is cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = argparse.ArgumentParser(prog="python -m tests.k3s", description="The chart on a real cluster.")
+    parser.add_argument("--helm", type=int, choices=(3, 4), default=3, help="major version of helm")
+    parser.add_argument("--stay", action="store_true", help="leave the cluster up until Ctrl-C, for a look into it")
+    sys.exit(main(parser.parse_args()))

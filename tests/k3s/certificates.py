@@ -13,7 +13,7 @@ LIFE = datetime.timedelta(days=2)
 
 
 def write(folder: Path, names: list[str], addresses: list[str]) -> None:
-    """``ca.crt``, ``server.{crt,key}``, ``admin.{crt,key}`` (group system:masters) and ``accounts.key`` in ``folder``."""
+    """In ``folder``: ``ca.crt``, ``server.{crt,key}``, ``admin.{crt,key}`` (of system:masters), ``accounts.key``."""
     folder.mkdir(parents=True, exist_ok=True)
     authority_key, authority_name = ec.generate_private_key(ec.SECP256R1()), _name("cluster")
     authority = (
@@ -58,7 +58,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
 
 def _keep(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:
     path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )

@@ -20,6 +20,7 @@ from tests.k3s import certificates, images
 from tests.k3s.host import plugins
 
 NODE, ADDRESS = "node", "10.77.0.1"
+ETCD = "http://127.0.0.1:2379"
 PODS, SERVICES, DNS = "10.42.0.0/16", "10.43.0.0/16", "10.43.0.10"
 SOCKET = "/run/containerd/containerd.sock"
 VOLUMES = 6
@@ -27,7 +28,7 @@ SECONDS = 180  # until a part must be up
 SYSTEM = Path(__file__).with_name("system.yaml")
 
 
-class Failed(Exception):
+class ClusterError(Exception):
     """The cluster doesn't come up, or a command in it failed; the message has the last words."""
 
 
@@ -47,7 +48,7 @@ class Cluster:
         self.logs.mkdir()
         self._network()
         self._containerd()
-        self.load(images.pause(self.folder))
+        self.load(images.pause(self.folder), images.PAUSE)
         if "k3s" in self.programs:
             self._k3s()
         else:
@@ -61,11 +62,13 @@ class Cluster:
 
     def serve_names(self, coredns: Path) -> None:
         """DNS, volumes and their class."""
-        self.load(images.of_program(coredns, images.COREDNS, self.folder / "coredns.tar"))
+        self.load(images.of_program(coredns, self.folder / "coredns.tar"), images.COREDNS)
         text = SYSTEM.read_text().replace("@DNS@", DNS).replace("@IMAGE@", images.COREDNS)
         documents = [*yaml.safe_load_all(text), *(self._volume(number) for number in range(VOLUMES))]
         self.apply(documents)
-        self.wait("DNS", lambda: self.get("deployment", "coredns", namespace="kube-system")[0]["status"].get("readyReplicas"))
+        self.wait(
+            "DNS", lambda: self.get("deployment", "coredns", namespace="kube-system")[0]["status"].get("readyReplicas")
+        )
 
     def _volume(self, number: int) -> dict[str, Any]:
         path = self.folder / "volumes" / str(number)
@@ -181,16 +184,39 @@ SystemdCgroup = false
         names = ["localhost", NODE, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
         certificates.write(self.certificates, [*names, "kubernetes.default.svc.cluster.local"], local)
         self._write_kubeconfig()
+        # What a power cut would lose is no matter here: the whole cluster goes with the test.
+        self._spawn(
+            "etcd",
+            self.programs["etcd"],
+            f"--data-dir={self.folder}/etcd",
+            f"--listen-client-urls={ETCD}",
+            f"--advertise-client-urls={ETCD}",
+            "--unsafe-no-fsync",
+        )
+        self._api_server()
+        reach = f"--kubeconfig={self.kubeconfig}"
+        self._spawn(
+            "kube-controller-manager",
+            self.programs["kube-controller-manager"],
+            reach,
+            "--leader-elect=false",
+            f"--root-ca-file={self.certificates}/ca.crt",
+            f"--service-account-private-key-file={self.certificates}/accounts.key",
+        )
+        self._spawn("kube-scheduler", self.programs["kube-scheduler"], reach, "--leader-elect=false")
+        named = f"--hostname-override={NODE}"
+        self._spawn(
+            "kubelet", self.programs["kubelet"], reach, named, f"--node-ip={ADDRESS}", f"--config={self._kubelet()}"
+        )
+        self._spawn("kube-proxy", self.programs["kube-proxy"], f"--config={self._proxy()}")
+
+    def _api_server(self) -> None:
         ca, accounts = self.certificates / "ca.crt", self.certificates / "accounts.key"
         server, admin = self.certificates / "server", self.certificates / "admin"
-        etcd = f"--data-dir={self.folder}/etcd", "--listen-client-urls=http://127.0.0.1:2379"
-        etcd += ("--advertise-client-urls=http://127.0.0.1:2379", "--listen-peer-urls=http://127.0.0.1:2380")
-        # What a power cut would lose is no matter here: the whole cluster goes with the test.
-        self._spawn("etcd", self.programs["etcd"], *etcd, "--unsafe-no-fsync")
         self._spawn(
             "kube-apiserver",
             self.programs["kube-apiserver"],
-            "--etcd-servers=http://127.0.0.1:2379",
+            f"--etcd-servers={ETCD}",
             f"--advertise-address={ADDRESS}",
             f"--service-cluster-ip-range={SERVICES}",
             "--authorization-mode=Node,RBAC",
@@ -207,18 +233,9 @@ SystemdCgroup = false
             f"--service-account-signing-key-file={accounts}",
         )
         self.wait("the API server", lambda: self._try(self._kubectl, *self._who(), "get", "--raw=/readyz"))
-        reach = f"--kubeconfig={self.kubeconfig}"
-        self._spawn(
-            "kube-controller-manager",
-            self.programs["kube-controller-manager"],
-            reach,
-            "--leader-elect=false",
-            f"--root-ca-file={ca}",
-            f"--service-account-private-key-file={accounts}",
-        )
-        self._spawn("kube-scheduler", self.programs["kube-scheduler"], reach, "--leader-elect=false")
-        self._spawn("kubelet", self.programs["kubelet"], reach, f"--hostname-override={NODE}", f"--node-ip={ADDRESS}", f"--config={self._kubelet(ca, server)}")
-        proxy = {
+
+    def _proxy(self) -> Path:
+        config = {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
             "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": str(self.kubeconfig)},
@@ -228,14 +245,20 @@ SystemdCgroup = false
             # Zeros leave the machine's table of connections as it is.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
-        (self.folder / "proxy.yaml").write_text(yaml.safe_dump(proxy))
-        self._spawn("kube-proxy", self.programs["kube-proxy"], f"--config={self.folder}/proxy.yaml")
+        path = self.folder / "proxy.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
 
-    def _kubelet(self, ca: Path, server: Path) -> Path:
+    def _kubelet(self) -> Path:
+        server = self.certificates / "server"
         config = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": str(ca)}},
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": f"{self.certificates}/ca.crt"},
+            },
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": f"{server}.crt",
             "tlsPrivateKeyFile": f"{server}.key",
@@ -249,7 +272,12 @@ SystemdCgroup = false
             "clusterDomain": "cluster.local",
             "resolvConf": str(self._resolv()),
             "enforceNodeAllocatable": ["none"],
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "1%",
+                "imagefs.available": "1%",
+                "nodefs.inodesFree": "1%",
+            },
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
         }
@@ -270,31 +298,41 @@ SystemdCgroup = false
             "kind": "Config",
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-            "clusters": [{"name": "test", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority": str(self.certificates / "ca.crt")}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": "https://127.0.0.1:6443",
+                        "certificate-authority": str(self.certificates / "ca.crt"),
+                    },
+                }
+            ],
             "users": [{"name": "admin", "user": {"client-certificate": f"{admin}.crt", "client-key": f"{admin}.key"}}],
         }
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def _spawn(self, name: str, program: Path, *arguments: str) -> None:
         with (self.logs / f"{name}.log").open("wb") as log:
-            self._processes[name] = subprocess.Popen([str(program), *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self._processes[name] = subprocess.Popen(
+                [str(program), *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
 
     def wait(self, what: str, found: Callable[[], Any], seconds: float = SECONDS) -> Any:
-        """What ``found`` finds. Failed: nothing, for that long, or one of the cluster's processes ended."""
+        """What ``found`` finds. ClusterError: nothing, for that long, or one of the cluster's processes ended."""
         end = time.monotonic() + seconds
         while True:
             for name, process in self._processes.items():
                 if process.poll() is not None:
-                    raise Failed(f"{name} ended with {process.returncode}: {self.last_words(name)}")
+                    raise ClusterError(f"{name} ended with {process.returncode}: {self.last_words(name)}")
             try:
                 if result := found():
                     return result
-            except (Failed, httpx.HTTPError) as error:
+            except (ClusterError, httpx.HTTPError) as error:
                 reason = f": {error}"
             else:
                 reason = ""
             if time.monotonic() > end:
-                raise Failed(f"no {what} within {seconds:.0f} s{reason}")
+                raise ClusterError(f"no {what} within {seconds:.0f} s{reason}")
             time.sleep(0.5)
 
     def last_words(self, name: str) -> str:
@@ -302,9 +340,10 @@ SystemdCgroup = false
         lines = (self.logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         return " | ".join(lines[-3:])
 
-    def load(self, archive: Path) -> str:
-        """Import an image's archive; the names it got."""
-        return self._do("ctr", "--address", SOCKET, "--namespace", "k8s.io", "images", "import", "--no-unpack", str(archive))
+    def load(self, archive: Path, name: str) -> None:
+        """Import an image's OCI archive under this name, whatever it calls itself."""
+        importing = ("images", "import", "--index-name", name, str(archive))
+        self._do("ctr", "--address", SOCKET, "--namespace", "k8s.io", *importing)
 
     def _who(self) -> tuple[str, ...]:
         return ("--kubeconfig", str(self.kubeconfig))
@@ -329,5 +368,5 @@ SystemdCgroup = false
     def _do(self, *command: str, text: str | None = None) -> str:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=os.environ)
         if done.returncode != 0:
-            raise Failed(f"{Path(command[0]).name} {' '.join(command[1:6])}: {done.stderr.strip()[-600:]}")
+            raise ClusterError(f"{Path(command[0]).name} {' '.join(command[1:6])}: {done.stderr.strip()[-600:]}")
         return done.stdout

@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
 
-from tests.k3s.host import Unable
+from tests.k3s.host import HostError
 
 K3S = "v1.34.10-0.20260720191035-931a1fbe1614"
 KUBERNETES = "v1.34.4"
@@ -68,16 +69,16 @@ class Kubernetes:
 
 
 def kubernetes() -> Kubernetes:
-    """k3s from K3S_BIN, PATH or the Go module registry; else Kubernetes' components. Unable: neither can be had."""
+    """k3s from K3S_BIN, PATH or the Go module registry; else Kubernetes' components. HostError: neither can be had."""
     named = os.environ.get("K3S_BIN", "k3s")
     if found := shutil.which(named):
         done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         return Kubernetes(next(iter(done.stdout.splitlines()), "k3s"), {"k3s": Path(found)})
     if "K3S_BIN" in os.environ:
-        raise Unable(f"K3S_BIN is '{named}', which is no program.")
+        raise HostError(f"K3S_BIN is '{named}', which is no program.")
     try:
         return Kubernetes(f"k3s {K3S}", {"k3s": _k3s()})
-    except Unable as error:
+    except HostError as error:
         notes = [f"k3s can't be built here, so these are Kubernetes' own programs: {error}"]
     folder = _cached("kubernetes", KUBERNETES, COMPONENTS, _build_kubernetes)
     return Kubernetes(f"Kubernetes {KUBERNETES}", {name: folder / name for name in COMPONENTS}, notes)
@@ -88,7 +89,7 @@ def coredns() -> Path:
     return _cached("coredns", COREDNS, ("coredns",), _build_coredns) / "coredns"
 
 
-def _cached(name: str, version: str, programs: tuple[str, ...], build) -> Path:  # type: ignore[no-untyped-def]
+def _cached(name: str, version: str, programs: tuple[str, ...], build: Callable[[Path, str], None]) -> Path:
     folder = platformdirs.user_cache_path("timestep", appauthor=False) / name / version
     if all((folder / program).exists() for program in programs):
         return folder
@@ -123,7 +124,8 @@ def _build_kubernetes(folder: Path, version: str) -> None:
     # Kubernetes replaces its parts by folders of its own repository; as modules they have versions of their own.
     parts = sorted(set(re.findall(r"^\s*(k8s\.io/\S+) => \./staging", (source / "go.mod").read_text(), re.MULTILINE)))
     replaces = "\n".join(f"\t{part} => {part} v0.{version.split('.', 1)[1]}" for part in parts)
-    (folder / "go.mod").write_text(f"module cluster\n\ngo {_go_version(source)}\n\nrequire k8s.io/kubernetes {version}\n\nreplace (\n{replaces}\n)\n")
+    required = f"go {_go_version(source)}\n\nrequire k8s.io/kubernetes {version}"
+    (folder / "go.mod").write_text(f"module cluster\n\n{required}\n\nreplace (\n{replaces}\n)\n")
     commands = [f"k8s.io/kubernetes/cmd/{name}" for name in COMPONENTS if name != "etcd"]
     imports = "\n".join(f'\t_ "{command}"' for command in commands)
     (folder / "tools.go").write_text(f"//go:build tools\n\npackage tools\n\nimport (\n{imports}\n)\n")
@@ -152,7 +154,7 @@ def _build_coredns(folder: Path, version: str) -> None:
 def _go_version(source: Path) -> str:
     found = re.search(r"^go (\S+)", (source / "go.mod").read_text(), re.MULTILINE)
     if found is None:
-        raise Unable(f"{source / 'go.mod'} names no version of Go.")
+        raise HostError(f"{source / 'go.mod'} names no version of Go.")
     return found[1]
 
 
@@ -163,7 +165,7 @@ def _download(module: str, version: str) -> Path:
     if done.returncode != 0 or "Dir" not in answer:
         # Two lines: what was asked, and the registry's own words.
         said = str(answer.get("Error") or done.stderr).strip().splitlines()
-        raise Unable(f"{module} {version}: {said[-1].strip() if said else 'the registry said nothing'}")
+        raise HostError(f"{module} {version}: {said[-1].strip() if said else 'the registry said nothing'}")
     return Path(answer["Dir"])
 
 
@@ -171,13 +173,11 @@ def _go(folder: Path, *arguments: str, cgo: bool = False) -> None:
     trimmed = ("-trimpath",) if arguments[0] == "build" else ()
     done = _run(folder, arguments[0], *trimmed, *arguments[1:], cgo=cgo)
     if done.returncode != 0:
-        raise Unable(f"go {arguments[0]} failed: {' '.join(done.stderr.strip().splitlines()[-3:])}")
+        raise HostError(f"go {arguments[0]} failed: {' '.join(done.stderr.strip().splitlines()[-3:])}")
 
 
 def _run(folder: Path, *arguments: str, cgo: bool = False) -> subprocess.CompletedProcess[str]:
     if shutil.which("go") is None:
-        raise Unable("Go is missing, which builds Kubernetes (https://go.dev/dl), or set K3S_BIN to a k3s.")
+        raise HostError("Go is missing, which builds Kubernetes (https://go.dev/dl), or set K3S_BIN to a k3s.")
     environment = os.environ | {"CGO_ENABLED": str(int(cgo)), "GOWORK": "off"}
-    return subprocess.run(
-        ["go", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["go", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -23,29 +23,50 @@ NEEDED_PLUGINS = ("bridge", "host-local", "portmap", "loopback")
 CGROUPS = Path("/sys/fs/cgroup")
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids")
 # What a kubelet sets for the whole machine, and what is put back after it.
-SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
-SYSCTLS += ("kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes", "net/ipv4/ip_forward")
+SYSCTLS = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+    "net/ipv4/ip_forward",
+)
 
 
-class Unable(Exception):
+class HostError(Exception):
     """The host can't run the cluster; the message says why, in one line."""
 
 
-def prepare(programs: tuple[str, ...] = ()) -> None:
-    """Have what a cluster needs, ``programs`` too; on Debian what is missing is installed. Unable: there is no way."""
+def prepare(programs: dict[str, str]) -> None:
+    """Have what a cluster needs, and ``programs`` (each with its package); on Debian what is missing is installed.
+
+    Raises:
+        HostError: there is no way.
+    """
     if sys.platform != "linux":
-        raise Unable("containers need Linux.")
+        raise HostError("containers need Linux.")
     if os.geteuid() != 0:
-        raise Unable("a cluster needs root: namespaces, mounts, cgroups.")
-    _install({name: PROGRAMS.get(name, name) for name in (*PROGRAMS, *programs)})
+        raise HostError("a cluster needs root: namespaces, mounts, cgroups.")
+    _install(PROGRAMS | programs)
     tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", "mount -t tmpfs none /run && ip link add br0 type bridge && ip link add pair type veth"],
+        [
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /run && ip link add br0 type bridge && ip link add pair type veth",
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     if tried.returncode != 0:
-        raise Unable(f"no namespaces of its own for the cluster: {_last_line(tried.stderr)}")
+        raise HostError(f"no namespaces of its own for the cluster: {_last_line(tried.stderr)}")
     Cgroup("timestep-probe").probe()
 
 
@@ -62,13 +83,13 @@ def _install(programs: dict[str, str]) -> None:
         return
     names = " ".join(sorted(missing))
     if shutil.which("apt-get") is None:
-        raise Unable(f"these packages (by their names in Debian) are missing: {names}.")
+        raise HostError(f"these packages (by their names in Debian) are missing: {names}.")
     print(f"installing {names}", flush=True)
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *sorted(missing)]):
         done = subprocess.run(["apt-get", *command], capture_output=True, text=True, env=environment, check=False)
         if done.returncode != 0:
-            raise Unable(f"apt-get can't install {names}: {_last_line(done.stderr)}")
+            raise HostError(f"apt-get can't install {names}: {_last_line(done.stderr)}")
 
 
 def _last_line(text: str) -> str:
@@ -90,24 +111,26 @@ class Cgroup:
         return [folder / self.name for folder in sorted(CGROUPS.iterdir()) if (folder / "cgroup.procs").exists()]
 
     def probe(self) -> None:
-        """Unable: no such group can be made, or a controller is missing."""
+        """HostError: no such group can be made, or a controller is missing."""
         there = {folder.parent.name for folder in self.folders}
         if self.unified:
             there = {"cpuacct", *(CGROUPS / "cgroup.controllers").read_text().split()}
         if missing := set(CONTROLLERS) - there:
-            raise Unable(f"the host has no cgroup controller {', '.join(sorted(missing))}.")
+            raise HostError(f"the host has no cgroup controller {', '.join(sorted(missing))}.")
         try:
             self.create()
             self.remove()
         except OSError as error:
-            raise Unable(f"the host's cgroups can't be written: {error}.") from None
+            raise HostError(f"the host's cgroups can't be written: {error}.") from None
 
     def create(self) -> None:
         """Make it."""
         if self.unified:
             for folder in (CGROUPS, CGROUPS / self.name):
                 folder.mkdir(exist_ok=True)
-                (folder / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in CONTROLLERS if name != "cpuacct"))
+                (folder / "cgroup.subtree_control").write_text(
+                    " ".join(f"+{name}" for name in CONTROLLERS if name != "cpuacct")
+                )
         for folder in self.folders:
             folder.mkdir(exist_ok=True)
             # A group of cpuset takes no process before it has cores and memory.

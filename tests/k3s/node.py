@@ -1,11 +1,16 @@
-"""Inside the namespaces: bring the node up, run what is to be run on it, end it. See ``__main__``."""
+"""Inside the namespaces: bring the node up, install the chart, try everything, print the table. See ``__main__``."""
 
 import json
 import sys
 import time
 from pathlib import Path
 
-from tests.k3s.cluster import Cluster, Failed
+from tests.charts.tools import helm
+from tests.k3s import images
+from tests.k3s.cluster import Cluster, ClusterError
+from tests.k3s.release import Release
+from tests.k3s.scenarios import Scenarios
+from tests.k3s.table import Row, Table
 
 
 def main(folder: Path) -> int:
@@ -13,15 +18,24 @@ def main(folder: Path) -> int:
     plan = json.loads((folder / "plan.json").read_text())
     began = time.monotonic()
     cluster = Cluster(folder, {name: Path(path) for name, path in plan["programs"].items()}, plan["cgroup"])
+    table = Table(f"{plan['version']}, helm {plan['helm']}")
     try:
         cluster.start()
         cluster.serve_names(Path(plan["coredns"]))
-    except Failed as error:
-        print(f"The cluster doesn't come up: {error}")
-        return 1
-    print(f"{plan['version']} is up after {time.monotonic() - began:.0f} s", flush=True)
-    print(cluster.kubectl("get", "pods", "-A", "-o", "wide"))
-    return 0
+        table.add(Row("cluster up", f"{time.monotonic() - began:.0f} s"))
+        began = time.monotonic()
+        cluster.load(Path(plan["image"]), f"docker.io/library/timestep:{images.version()}")
+        size = Path(plan["image"]).stat().st_size / 1e6
+        table.add(Row("image imported", f"{size:.0f} MB in {time.monotonic() - began:.0f} s"))
+        Scenarios(Release(cluster, helm(plan["helm"])), table).run()
+    except ClusterError as error:
+        table.add(Row("the cluster", "", str(error).replace("|", "/")))
+    print(f"\n{table}", flush=True)
+    if plan["stay"]:
+        enter = f"nsenter --all --target $(pgrep -nf 'k3s.node {folder}')"
+        print(f"\nUp until Ctrl-C. Into it: {enter}; KUBECONFIG={cluster.kubeconfig}", flush=True)
+        time.sleep(10**9)
+    return int(table.failed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,16 @@ class Private:
 
     def run(self, command: list[str]) -> int:
         """Run a command as the first of new namespaces; its exit status. With it ends all that it started."""
-        namespaces = ["--net", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "--propagation=private"]
+        namespaces = [
+            "--net",
+            "--mount",
+            "--pid",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--propagation=private",
+        ]
         entry = [sys.executable, "-m", "tests.k3s.inside", str(self.folder)]
         process = subprocess.Popen(["unshare", *namespaces, "--", *entry, *command])
         while True:
@@ -54,6 +63,7 @@ def _removed(cgroup: Cgroup) -> None:
     """Groups go a moment after their last process."""
     for _ in range(50):
         with suppress(OSError):
-            return cgroup.remove()
+            cgroup.remove()
+            return
         time.sleep(0.2)
     print(f"left behind: cgroup {cgroup.name}", file=sys.stderr)

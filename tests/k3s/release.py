@@ -1,0 +1,229 @@
+"""The chart, installed in the cluster: helm, the service's API as its users reach it, and its pods, to be killed."""
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+import httpx
+import yaml
+
+from tests.k3s.cluster import SOCKET, Cluster, ClusterError
+from tests.k3s.images import ROOT
+
+NAME = NAMESPACE = "timestep"
+CHART = ROOT / "charts" / "timestep"
+SECONDS = 900  # of helm's --timeout
+ENDED = ("succeeded", "failed", "cancelled")
+COMPONENT = "app.kubernetes.io/component"
+FLOW_RUN = "prefect.io/flow-run-id"
+
+
+@dataclass
+class Release:
+    """The release ``timestep`` in a namespace of its own, where pods must keep to the standard *restricted*."""
+
+    cluster: Cluster
+    helm: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def make_namespace(self) -> None:
+        """As restricted as Kubernetes knows it."""
+        labels = {f"pod-security.kubernetes.io/{how}": "restricted" for how in ("enforce", "warn", "audit")}
+        document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+        self.cluster.apply([document])
+
+    def install(self) -> None:
+        self._helm("install", NAME, str(CHART), "--wait", *self._given())
+
+    def upgrade(self, **values: Any) -> None:
+        """With more values than before, which stay for later upgrades."""
+        self.values |= values
+        self._helm("upgrade", NAME, str(CHART), "--wait", *self._given())
+
+    def rollback(self, revision: int) -> None:
+        self._helm("rollback", NAME, str(revision), "--wait")
+
+    def uninstall(self) -> None:
+        self._helm("uninstall", NAME, "--wait")
+
+    def test(self) -> None:
+        """The chart's own tests."""
+        self._helm("test", NAME)
+
+    def _given(self) -> tuple[str, ...]:
+        path = self.cluster.folder / "values.yaml"
+        path.write_text(yaml.safe_dump(self.values))
+        return ("--values", str(path))
+
+    def _helm(self, *arguments: str) -> str:
+        where = ("--namespace", NAMESPACE, "--kubeconfig", str(self.cluster.kubeconfig), "--timeout", f"{SECONDS}s")
+        homes = {f"HELM_{name}_HOME": str(self.cluster.folder / "helm") for name in ("CACHE", "CONFIG", "DATA")}
+        done = subprocess.run(
+            [str(self.helm), *arguments, *where], capture_output=True, text=True, env=os.environ | homes, check=False
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"helm {arguments[0]}: {done.stderr.strip()[-500:]} {self.trouble()}".strip())
+        return done.stdout
+
+    def trouble(self) -> str:
+        """Pods that aren't well, with the end of what they say."""
+        said = []
+        for pod in self.get("pods"):
+            status = pod["status"]
+            states = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+            for state in states:
+                ended = state["state"].get("terminated") or state.get("lastState", {}).get("terminated") or {}
+                if state["ready"] or (ended and ended.get("exitCode") == 0):
+                    continue
+                waiting = state["state"].get("waiting", {})
+                log = ""
+                with suppress(ClusterError):
+                    log = self.kubectl("logs", pod["metadata"]["name"], "-c", state["name"], "--tail=4")
+                why = waiting.get("message") or waiting.get("reason") or ended.get("reason") or "not ready"
+                said.append(f"{pod['metadata']['name']}/{state['name']}: {why[:300]} {log.strip()[-400:]}")
+        return " || ".join(said)
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl(*arguments, "--namespace", NAMESPACE)
+
+    def get(self, kind: str, *what: str) -> list[dict[str, Any]]:
+        return self.cluster.get(kind, *what, namespace=NAMESPACE)
+
+    def secret(self, name: str, key: str) -> str:
+        """What a Secret of the release holds."""
+        (found,) = self.get("secret", f"{NAME}-{name}")
+        return base64.b64decode(found["data"][key]).decode()
+
+    def address(self, service: str) -> str:
+        """host:port of a Service, by its own address."""
+        (found,) = self.get("service", f"{NAME}-{service}")
+        return f"{found['spec']['clusterIP']}:{found['spec']['ports'][0]['port']}"
+
+    def volume(self, name: str) -> Path:
+        """The folder behind a claim whose name holds ``name``."""
+        (claim,) = [one for one in self.get("persistentvolumeclaims") if name in one["metadata"]["name"]]
+        (volume,) = self.cluster.get("persistentvolume", claim["spec"]["volumeName"])
+        return Path(volume["spec"]["local"]["path"])
+
+    def pods(self, labels: str) -> list[dict[str, Any]]:
+        """Pods that run, by their labels."""
+        found = self.get("pods", f"--selector={labels}", "--field-selector=status.phase=Running")
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    def processes(self, labels: str) -> list[int]:
+        """The first process of each container that runs in pods with these labels."""
+        ids = {
+            state["containerID"].removeprefix("containerd://")
+            for pod in self.pods(labels)
+            for state in pod["status"].get("containerStatuses", ())
+            if "running" in state["state"]
+        }
+        command = ["ctr", "--address", SOCKET, "--namespace", "k8s.io", "tasks", "ls"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+        return [int(line.split()[1]) for line in lines if line.split()[0] in ids]
+
+    @staticmethod
+    def kill(processes: list[int]) -> float:
+        """kill -9 of containers' first processes, with whom all of a container dies; the moment."""
+        if not processes:
+            raise ClusterError("there is nothing to kill.")
+        at = time.time()
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        return at
+
+    def settled(self) -> None:
+        """Wait until every pod that is to be ready is."""
+
+        def ready() -> bool:
+            sets = [*self.get("deployments"), *self.get("statefulsets")]
+            return all(one["status"].get("readyReplicas", 0) >= one["spec"]["replicas"] for one in sets)
+
+        self.cluster.wait("ready pods", ready, 300)
+
+    def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Rows of the service's database."""
+
+        async def ask() -> list[asyncpg.Record]:
+            host, port = self.address("database").split(":")
+            connection = await asyncpg.connect(
+                host=host,
+                port=int(port),
+                user="timestep",
+                password=self.secret("database", "password"),
+                database="timestep",
+            )
+            try:
+                return list(await connection.fetch(query, *arguments))
+            finally:
+                await connection.close()
+
+        return asyncio.run(ask())
+
+    def prefect(self, path: str, body: dict[str, Any]) -> Any:
+        """What Prefect's API answers."""
+        user, password = self.secret("prefect-auth", "auth").split(":", 1)
+        url = f"http://{self.address('prefect-server')}/api/{path}"
+        answer = httpx.post(url, json=body, auth=(user, password), timeout=30, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+
+class Service:
+    """The HTTP API with its first key; a request is sent again for as long as nobody answers."""
+
+    def __init__(self, release: Release) -> None:
+        self._client = httpx.Client(
+            base_url=f"http://{release.address('api')}",
+            headers={"Authorization": f"Bearer {release.secret('api-key', 'key')}"},
+            timeout=30,
+            trust_env=False,
+        )
+
+    def request(self, method: str, path: str, *, seconds: float = 120, **sent: Any) -> dict[str, Any]:
+        """The answer's JSON. ClusterError: no answer within ``seconds``, or a refusal."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                answer = self._client.request(method, path, **sent)
+                if answer.status_code < 500:
+                    break
+                reason = answer.text[:200]
+            except httpx.HTTPError as error:
+                reason = repr(error)
+            if time.monotonic() > end:
+                raise ClusterError(f"{method} {path}: {reason}")
+            time.sleep(0.1)
+        if not answer.is_success:
+            raise ClusterError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+        return dict(answer.json())
+
+    def start(self, agent: str, key: str, **what: Any) -> str:
+        """Start a step, once however often it is sent; its id."""
+        body = {"agent": agent, **({"input": key} if "mode" not in what else {}), **what}
+        return str(self.request("POST", "/v1/steps", json=body, headers={"Idempotency-Key": key})["id"])
+
+    def step(self, step: str) -> dict[str, Any]:
+        return self.request("GET", f"/v1/steps/{step}")
+
+    def reaches(self, step: str, *statuses: str, seconds: float = 180) -> dict[str, Any]:
+        """The step once it has one of these statuses. ClusterError: it has ended otherwise, or the time is over."""
+        end = time.monotonic() + seconds
+        while (view := self.step(step))["status"] not in statuses:
+            if view["status"] in ENDED or time.monotonic() > end:
+                told = json.dumps({name: view.get(name) for name in ("status", "state", "attempt", "error")})
+                raise ClusterError(f"step {step} isn't {' or '.join(statuses)}: {told}")
+            time.sleep(0.05)
+        return view
+
+    def close(self) -> None:
+        self._client.close()
