@@ -19,6 +19,7 @@ from timestep.errors import NotFoundError, UsageError
 from timestep.settings import Settings
 
 PREFIX = "ts-"
+SHORTEST = 32  # characters of a key that was made elsewhere
 SHOWN = len(PREFIX) + 5  # characters; what is left unknown is still 226 bits
 
 
@@ -62,6 +63,24 @@ class Keys:
             await session.flush()
             await session.refresh(row)
         return row, key
+
+    async def take_in(self, key: str, name: str, scopes: Iterable[Scope]) -> bool:
+        """Let a key in that was made elsewhere, once: False where it is known, also where it has been revoked.
+
+        UsageError: it is too short to be left to nobody's guess.
+        """
+        if len(key) < SHORTEST:
+            raise UsageError(f"An API key has at least {SHORTEST} characters, and is random: '{PREFIX}…'.")
+        row = {
+            "id": f"key_{secrets.token_hex(8)}",
+            "name": name,
+            "hash": hash_of(key),
+            "shown": key[:SHOWN],
+            "scopes": [scope.value for scope in scopes],
+        }
+        statement = insert(KeyRow).values(row).on_conflict_do_nothing(index_elements=[KeyRow.hash])
+        async with self._database.session() as session:
+            return bool((await session.scalars(statement.returning(KeyRow.id))).all())
 
     async def all(self) -> Sequence[KeyRow]:
         """Every key, the revoked ones included, in the order of their creation."""

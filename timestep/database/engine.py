@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from timestep.errors import ConflictError, ServiceUnavailableError, UsageError
+from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError, UsageError
 
 PREFECT, TIMESTEP = "prefect", "timestep"
 # How the same server is written; it is always spoken to by asyncpg.
@@ -21,6 +21,8 @@ _DRIVERS = {"postgres", "postgresql", "postgresql+asyncpg", "postgresql+psycopg"
 _NO_PRIVILEGE = "42501"
 # How a server answers that is starting, ending, or full.
 _AWAY = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.TooManyConnectionsError)
+_LOST = (OSError, asyncpg.InterfaceError, *_AWAY)  # how a connection fails whose server is not there any more
+CONNECT_SECONDS = 10.0
 COMMAND_SECONDS = 30.0  # for one statement of a session: longer, and its connection is taken for lost
 # Held while databases are created and tables migrated, so that processes starting together take turns.
 _LOCK = text("select pg_advisory_xact_lock(7489271, 1)")
@@ -75,19 +77,42 @@ class Database:
             yield session
             await session.commit()
 
-    async def connect(self, **options: Any) -> asyncpg.Connection:
+    async def connect(self, name: str = TIMESTEP, **options: Any) -> asyncpg.Connection:
         """A connection to our database outside the pool, the caller's to close; ``options`` are asyncpg's.
 
         For what needs one roundtrip a statement, or a connection of its own: each statement commits by itself.
 
         Raises:
             ServiceUnavailableError: the server can't be reached.
+            NotFoundError: it has no database of this name.
+            UsageError: it refuses this user.
         """
-        url = self._of(TIMESTEP)
+        url = self._of(name)
         (_, arguments) = url.get_dialect()().create_connect_args(url)
         arguments.pop("prepared_statement_cache_size", None)
-        with self._reached():
-            return await asyncpg.connect(**arguments, **options)
+        try:
+            with self._reached():
+                return await asyncpg.connect(**arguments, **options)
+        except UsageError as error:
+            if isinstance(error.__cause__, asyncpg.InvalidCatalogNameError):
+                raise NotFoundError("database", name) from error
+            raise
+
+    async def revisions(self, name: str = TIMESTEP) -> set[str]:
+        """The migrations that a database stands at: none where there is none yet. Raises as :meth:`connect`."""
+        try:
+            connection = await self.connect(name, timeout=CONNECT_SECONDS, command_timeout=COMMAND_SECONDS)
+        except NotFoundError:
+            return set()
+        try:
+            rows = await connection.fetch("select version_num from alembic_version")
+        except asyncpg.UndefinedTableError:
+            return set()
+        except _LOST as error:
+            raise ServiceUnavailableError("database", self.shown) from error
+        finally:
+            connection.terminate()
+        return {row["version_num"] for row in rows}
 
     async def create_missing(self) -> None:
         """Creates the databases 'prefect' and 'timestep' where they are missing. Safe to do twice at once.
