@@ -205,6 +205,11 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- if and (has "service" .needs) $values.modelServer.enabled -}}
 {{- $env = append $env (dict "name" "TIMESTEP_MODEL_SERVER_URL" "value" (printf "http://%s:8001" (include "timestep.host" (dict "context" .context "component" "model-server")))) -}}
 {{- end -}}
+{{- if and (has "work" .needs) $values.api.enabled -}}
+{{- /* Where a batch's requests go; the API's own pods have an address of their own instead. */ -}}
+{{- $env = append $env (dict "name" "TIMESTEP_HOST" "value" (include "timestep.host" (dict "context" .context "component" "api"))) -}}
+{{- $env = append $env (dict "name" "TIMESTEP_PORT" "value" "8000") -}}
+{{- end -}}
 {{- if has "agents" .needs -}}
 {{- with include "timestep.agentsPaths" .context -}}
 {{- $env = append $env (dict "name" "TIMESTEP_AGENTS" "value" .) -}}
@@ -358,8 +363,7 @@ resources:
   value: "0.0.0.0"
 - name: PREFECT_SERVER_DATABASE_MIGRATE_ON_START
   value: "false"
-{{- with .Values.prefectServer }}
-{{- if .split.enabled }}
+{{- if .Values.prefectServer.split.enabled }}
 - name: PREFECT_MESSAGING_BROKER
   value: prefect_redis.messaging
 - name: PREFECT_MESSAGING_CACHE
@@ -368,27 +372,16 @@ resources:
   value: prefect_redis.ordering
 - name: PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE
   value: prefect_redis.lease_storage
-- name: PREFECT_REDIS_MESSAGING_HOST
-  value: {{ .redis.host | quote }}
-- name: PREFECT_REDIS_MESSAGING_PORT
-  value: {{ .redis.port | int | quote }}
-- name: PREFECT_REDIS_MESSAGING_DB
-  value: {{ .redis.database | int | quote }}
-- name: PREFECT_REDIS_MESSAGING_SSL
-  value: {{ .redis.tls | quote }}
-{{- with .redis.username }}
-- name: PREFECT_REDIS_MESSAGING_USERNAME
-  value: {{ . | quote }}
-{{- end }}
-{{- if .redis.existingSecret }}
-- name: PREFECT_REDIS_MESSAGING_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ .redis.existingSecret }}
-      key: {{ .redis.key }}
+{{- $url := include "timestep.redisURL" . | fromYaml }}
+{{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_SERVER_DOCKET_URL" }}
+- {{ merge (dict "name" .) $url | toYaml | nindent 2 | trim }}
 {{- end }}
 {{- end }}
-{{- end }}
+{{- end -}}
+
+{{- define "timestep.redisURL" -}}
+{{- $redis := .Values.prefectServer.redis -}}
+{{- include "timestep.secretKeyRef" (dict "context" . "existing" $redis.existingSecret "generated" "" "key" $redis.key) -}}
 {{- end -}}
 
 {{/* The size of a component with an autoscaler: its own number while there is none. */}}
