@@ -7,7 +7,14 @@ TESTS ?= tests
 # Many tests wait for processes, so that two at a time are quicker on any machine; WORKERS=0 is one after the other.
 WORKERS ?= 2
 
-.PHONY: demo test test-long check verify bench chaos lock clean
+# The image: its name, its base (default: in the Containerfile), the program that builds it, and more options for that.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= timestep:$(VERSION)
+BASE ?=
+BUILDER ?= $(shell for name in buildah docker podman; do command -v $$name && break; done)
+IMAGE_BUILD_ARGS ?=
+
+.PHONY: demo test test-long test-k3s image check verify bench chaos lock clean
 
 demo: .venv/.ready  ## the whole service: one step thinks, the same step learns, and thinks again
 	@$(RUN) examples/demo.py
@@ -17,6 +24,15 @@ test: .venv/.ready  ## the whole suite on real parts; what can't run here skips 
 
 test-long: .venv/.ready  ## what takes minutes
 	@$(RUN) -m pytest $(TESTS) -m long $(PYTEST_ARGS)
+
+test-k3s: .venv/.ready  ## the chart on a real k3s of its own: installed, used, damaged, upgraded, removed; one table
+	@$(RUN) -m tests.k3s $(K3S_ARGS)
+
+image:  ## the image of all roles: IMAGE=name:tag BASE=image IMAGE_BUILD_ARGS='…'
+	@test -n '$(BUILDER)' || { echo "buildah, docker or podman is needed. Install one: apt install buildah" >&2; exit 1; }
+	@$(BUILDER) build $(if $(findstring docker,$(BUILDER)),,--layers --ignorefile deployments/image/Containerfile.dockerignore) \
+	  $(if $(BASE),--build-arg BASE='$(BASE)') $(IMAGE_BUILD_ARGS) \
+	  --file deployments/image/Containerfile --tag '$(IMAGE)' .
 
 chaos: .venv/.ready  ## 40 kills of processes, servers, the database and the whole, and what was lost: the table in the README
 	@$(RUN) -m tests.chaos $(KILLS) $(SEED)

