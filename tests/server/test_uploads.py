@@ -100,10 +100,10 @@ def test_an_upload_says_what_was_asked(client: OpenAI) -> None:
 
 def test_what_does_not_fit_is_refused_and_can_be_mended(client: OpenAI, stage: Stage) -> None:
     upload, other = create(client), create(client, 0)
-    first, second, more = add(client, upload, DATA[:1_000_000], DATA[1_000_000:], b"more")
+    first, second, again = add(client, upload, DATA[:1_000_000], DATA[1_000_000:], DATA[:1_000_000])
     asked: list[tuple[list[str], str | None, str]] = [
         ([first], None, "are of 1000000 bytes together, but 2097152 were declared"),
-        ([first, second, more], None, "2097156 bytes"),
+        ([first, second, again], None, "3097152 bytes"),
         ([first, first, second], None, "has a part twice"),
         ([first, "part_nobody"], None, "'part_nobody', which is no part"),
         ([second, first], hashlib.md5(DATA).hexdigest(), "that of the parts is"),
@@ -127,10 +127,16 @@ def test_parts_that_no_upload_can_need_are_not_kept(client: OpenAI, stage: Stage
 
     said = post(stage, f"uploads/{upload}/parts", iter([PART, DATA, b"x"]))  # which has no end: it is refused before
     assert (said.status_code, said.json()["error"]["param"]) == (400, "data")
-    parts = add(client, upload, DATA, DATA)  # the answer to the first may have been lost
-    with pytest.raises(openai.BadRequestError, match="would make 4194305 bytes of parts, 2097152 were declared"):
-        add(client, upload, b"x")
-    assert client.uploads.complete(upload, part_ids=parts[1:]).status == "completed"
+    first, second = DATA[: len(DATA) // 2], DATA[len(DATA) // 2 :][::-1]
+    add(client, upload, first, b"x", first)  # the answer to the first may have been lost
+    with pytest.raises(openai.BadRequestError, match="would make 2097153 bytes of parts, 2097152 were declared"):
+        add(client, upload, second)
+    other = create(client, len(DATA))
+    parts = add(client, other, first, first, second, second)
+    with pytest.raises(openai.BadRequestError, match="would make 5242880 bytes of parts, 2097152 were declared"):
+        add(client, other, second)
+    assert client.uploads.cancel(upload).status == "cancelled"
+    assert client.uploads.complete(other, part_ids=parts[1:3]).status == "completed"
     assert (objects(stage, "uploads"), unfinished(stage)) == ([], [])
 
 

@@ -28,7 +28,8 @@ PREFIX = "uploads"
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
 # From the last part on.
 LIFETIME = timedelta(hours=1)
-# Of one upload. Its parts may have twice its bytes, since one whose answer was lost on the way is sent again.
+# Of one upload. One whose answer was lost on the way is sent again: parts that are equal count once against its bytes,
+# and all together may have so many times as much.
 MOST_PARTS, MOST_TIMES = 10_000, 2
 # How long one that has ended is known: who asks again learns how it ended.
 REMEMBERED = timedelta(days=1)
@@ -218,13 +219,17 @@ def _completed_with(upload: UploadRow, part_ids: Sequence[str]) -> bool:
 
 async def _check_sum(session: AsyncSession, upload: UploadRow, part: UploadPartRow) -> None:
     """UsageError: with this part the upload has more of them, or more bytes, than can be meant."""
+    mine = UploadPartRow.upload_id == upload.id
     sums = select(func.count(), func.coalesce(func.sum(UploadPartRow.bytes), 0))
-    count, size = (await session.execute(sums.where(UploadPartRow.upload_id == upload.id))).one()
+    others = select(UploadPartRow.sha256, UploadPartRow.bytes).where(mine, UploadPartRow.sha256 != part.sha256)
+    count, size = (await session.execute(sums.where(mine))).one()
+    of_others = await session.scalar(select(func.coalesce(func.sum(others.distinct().subquery().c.bytes), 0))) or 0
     if count >= MOST_PARTS:
         raise UsageError(f"Upload '{upload.id}' has {MOST_PARTS} parts, which is the most. Begin a new one.")
-    if size + part.bytes > MOST_TIMES * upload.bytes:
-        why = f"would make {size + part.bytes} bytes of parts, {upload.bytes} were declared. Begin a new upload."
-        raise ParameterError("data", why)
+    for sum_, most in ((of_others, upload.bytes), (size, MOST_TIMES * upload.bytes)):
+        if sum_ + part.bytes > most:
+            why = f"would make {sum_ + part.bytes} bytes of parts, {upload.bytes} were declared."
+            raise ParameterError("data", f"{why} Send a part that is missing, or begin a new upload.")
 
 
 def _check_pending(upload: UploadRow) -> None:
