@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from timestep.database import engine
 from timestep.database.engine import PREFECT, TIMESTEP, Database
 from timestep.errors import ServiceUnavailableError, TimestepError, UsageError
+from timestep.keys import Keys, Scope
 from timestep.settings import Settings, load_settings
 
 PATIENCE_SECONDS = 300.0  # for a database that is starting, and for the migrations of others
@@ -56,14 +57,13 @@ async def migrate(settings: Settings) -> None:
         await patiently(database, database.create_missing)
         if await _needs(database, TIMESTEP):
             await database.migrate()
+        # Before Prefect's migrations, which everybody waits for: an API without any key would not start.
+        key = settings.first_api_key.get_secret_value().strip() if settings.first_api_key is not None else ""
+        if key and await Keys(database).take_in(key, FIRST_KEY, [Scope.ADMIN]):
+            _say(f"API key '{FIRST_KEY}' taken in.")
         async with _turn(database):
             if await _needs(database, PREFECT):
                 await _migrate_prefect(database)
-        if settings.first_api_key is not None and (key := settings.first_api_key.get_secret_value().strip()):
-            from timestep.keys import Keys, Scope
-
-            if await Keys(database).take_in(key, FIRST_KEY, [Scope.ADMIN]):
-                _say(f"API key '{FIRST_KEY}' taken in.")
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != NO_PRIVILEGE:
             raise

@@ -272,7 +272,10 @@ async def repair_loop(settings: Settings, database: Database, stop: asyncio.Even
     stopped = asyncio.ensure_future(stop.wait())
     # The client must not wait and retry by itself: what it would do then may be wrong by that time.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-        async with PrefectClient(settings.prefect_api, httpx_settings={"timeout": REQUEST_SECONDS}) as client:
+        options = {"timeout": REQUEST_SECONDS}
+        async with PrefectClient(
+            settings.prefect_api, auth_string=settings.prefect_login, httpx_settings=options
+        ) as client:
             repair = Repair(settings, database, client)
             try:
                 await _until(stopped, repair.pass_once, lambda: SOON_SECONDS if repair.soon else PASS_SECONDS)

@@ -25,6 +25,7 @@ from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.results import ResultStore
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_CLIENT_RETRY_EXTRA_CODES,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
@@ -35,7 +36,14 @@ from pydantic import SecretStr
 
 from storage.block import StorageBlock
 from timestep import errors
-from timestep.errors import ConflictError, NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
+from timestep.errors import (
+    AuthenticationError,
+    ConflictError,
+    NotFoundError,
+    RunFailedError,
+    ServiceUnavailableError,
+    UsageError,
+)
 from timestep.nesting import DEEPEST, nested
 
 POLL_SECONDS = 0.2
@@ -52,17 +60,22 @@ Alive = Callable[[UUID], Awaitable[bool]]
 
 
 @asynccontextmanager
-async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
+async def connect(api_url: str, login: str | None = None) -> AsyncIterator[PrefectClient]:
     """A client of the Prefect server at ``api_url``. It tries again for a minute what the server can't do just now.
 
+    ``login`` is the 'user:password' that the server may ask for; without one, Prefect's own settings may know it.
+
     Raises:
+        AuthenticationError: the server asks for a login, and knows no such one.
         ServiceUnavailableError: nothing answers there, or nothing but errors of the server's own.
     """
-    settings = {
+    settings: dict[Any, Any] = {
         PREFECT_API_URL: api_url,
         PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
         PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # its answer while its database is away
     }
+    if login is not None:
+        settings[PREFECT_API_AUTH_STRING] = login
     with temporary_settings(settings):
         try:
             async with httpx.AsyncClient(timeout=5, trust_env=False) as probe:
@@ -75,6 +88,10 @@ async def connect(api_url: str) -> AsyncIterator[PrefectClient]:
         except httpx.TransportError as error:
             raise ServiceUnavailableError("Prefect server", api_url) from error
         except PrefectHTTPStatusError as error:
+            if error.response.status_code == 401:
+                raise AuthenticationError(
+                    f"The Prefect server at '{api_url}' asks for another login. Set TIMESTEP_PREFECT_AUTH=user:password"
+                ) from error
             if error.response.status_code < 500:
                 raise
             raise ServiceUnavailableError("Prefect server", api_url) from error

@@ -207,6 +207,16 @@ class Settings(BaseSettings):
         return self.prefect_api_url or f"http://127.0.0.1:{self.prefect_port}/api"
 
     @cached_property
+    def prefect_login(self) -> str | None:
+        """What a client of the Prefect API says who it is by: 'user:password', where that is asked for."""
+        return (self.prefect_auth.get_secret_value() or None) if self.prefect_auth is not None else None
+
+    @cached_property
+    def prefect_ui(self) -> str:
+        """URL of the Prefect UI, for people."""
+        return (self.prefect_ui_url or self.prefect_api.removesuffix("/api")).rstrip("/")
+
+    @cached_property
     def api_url(self) -> str:
         """URL of this service's HTTP API, as its own flow runs reach it."""
         everywhere = self.host in ("0.0.0.0", "::", "")

@@ -178,7 +178,7 @@ async def _with(step: str, home: Path | None, work: Work) -> Any:
         raise UsageError("No service runs on this home, and TIMESTEP_DATABASE_URL names none. Start one: timestep up")
     database = Database(settings.database_url)
     try:
-        async with runs.connect(settings.prefect_api) as client:
+        async with runs.connect(settings.prefect_api, settings.prefect_login) as client:
             return await work(client, database, await steps.find(client, database, step), settings)
     finally:
         await database.close()

@@ -137,12 +137,11 @@ async def _follow(
         if not path.is_file():
             raise UsageError(f"No file '{path}'.")
     console = Console(stderr=True, highlight=False)
-    async with runs.connect(settings.prefect_api) as client:
+    async with runs.connect(settings.prefect_api, settings.prefect_login) as client:
         for keys, path in files.items():
             await _upload(settings, parameters, keys, path)
         started = await runs.start(client, deployment, parameters)
-        base = settings.prefect_api.removesuffix("/api")
-        console.print(f"{base}/runs/flow-run/{started.id}", style="dim", soft_wrap=True)
+        console.print(f"{settings.prefect_ui}/runs/flow-run/{started.id}", style="dim", soft_wrap=True)
         with Display(console) as display:
             waits = Waits(client, settings.database_url, started.id, display, home)
             try:

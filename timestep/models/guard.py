@@ -17,14 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from timestep.errors import AuthenticationError, PermissionDeniedError, TimestepError
 from timestep.models.errors import error_body
 
-OPEN = ("/health",)  # for whoever looks whether it runs
+OPEN = ("/health", "/ready")  # for whoever looks whether it runs
 
 
 class Guarded:
-    """ASGI middleware, websockets included: the service's key where there is one, else no page of another site."""
+    """ASGI middleware, websockets included: the service's key where there is one, else no page of another site.
 
-    def __init__(self, app: ASGIApp, service_key: SecretStr | None = None) -> None:
+    ``origins`` are sites whose pages may ask all the same.
+    """
+
+    def __init__(self, app: ASGIApp, service_key: SecretStr | None = None, origins: Sequence[str] = ()) -> None:
         self._app, self._key = app, service_key.get_secret_value() if service_key else ""
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer why not."""
@@ -42,6 +46,8 @@ class Guarded:
             key = bearer(headers.getlist("authorization"))
             if key is None or not hmac.compare_digest(key.encode(), self._key.encode()):
                 raise AuthenticationError("This server is for the service itself, by its own key. Ask its HTTP API.")
+            return
+        if headers.get("origin") in self._origins:
             return
         address = (scope.get("server") or ("",))[0] or ""
         # Who reaches it from elsewhere may know it by any name.

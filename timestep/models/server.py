@@ -2,9 +2,14 @@
 
 import argparse
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -13,26 +18,35 @@ from fastapi.responses import JSONResponse, Response
 
 from storage.store import ObjectStore
 from timestep.database.engine import Database
+from timestep.errors import TimestepError
 from timestep.models.answers import Answer, Shape
 from timestep.models.completion import Completion
 from timestep.models.embedding import Embedders
 from timestep.models.endpoints import STEP_HEADER
 from timestep.models.engines import Engine, EnginePool
 from timestep.models.errors import install_error_handlers
-from timestep.models.files import embedder_names
+from timestep.models.files import embedder_names, model_name
 from timestep.models.generation import Generation
-from timestep.models.guard import Guarded
+from timestep.models.guard import Guarded, is_local
 from timestep.models.registry import ModelRegistry
 from timestep.models.request import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
 from timestep.models.routing import PREFIX, SERVED_HEADER, ModelRouter
 from timestep.models.text_completion import TextCompletion
 from timestep.settings import Settings, load_settings
 
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: a restart can't help
+GRACE_SECONDS = 3  # for what is under way, once told to stop
+END_SECONDS = 5.0  # by then the process is gone
+RETRY_SECONDS = 2.0  # between attempts to load a model that can't be had yet
+
 api = APIRouter()
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The model server's app. Without a database it serves base models only."""
+def create_app(settings: Settings, *, preload: bool = False) -> FastAPI:
+    """The model server's app. Without a database it serves base models only.
+
+    ``preload``: the model of agents that name none is loaded at once, while others are answered already.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -42,9 +56,13 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.router = ModelRouter(settings, registry, ObjectStore.open(settings.storage))
         app.state.embedders = Embedders(settings)
         app.state.engines = EnginePool(settings.context_length, settings.cores, limit=settings.queue_limit)
+        app.state.ready = False
+        loading = asyncio.create_task(_load(app)) if preload else None
         try:
             yield
         finally:
+            if loading is not None:
+                loading.cancel()
             app.state.engines.close()
             app.state.embedders.close()
             if database:
@@ -67,6 +85,17 @@ async def health(request: Request) -> dict[str, Any]:
         "waiting": pool.waiting,
         "running": pool.running,
     }
+
+
+@api.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 once the model of agents that name none has been loaded, which may be long after the start; else 503."""
+    state = request.app.state
+    if not state.ready:
+        state.ready = bool(state.engines.loaded) and await _default_file(request.app) in state.engines.loaded
+    if state.ready:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "loading"}, 503)
 
 
 @api.get("/v1/models")
@@ -146,27 +175,66 @@ async def _answer(
     return answer.streamed(body.include_usage) if body.stream else await answer.whole(request)
 
 
+async def _default_file(app: FastAPI) -> Path:
+    router: ModelRouter = app.state.router
+    return (await router.resolve(model_name(app.state.settings.model))).path
+
+
+async def _load(app: FastAPI) -> None:
+    """Have the default model in memory; what is in the way is said once, and tried again."""
+    said = ""
+    while not app.state.ready:
+        try:
+            await app.state.engines.get(await _default_file(app))
+            app.state.ready = True
+        except TimestepError as error:
+            if str(error) != said:
+                said = str(error)
+                print(f"The model can't be loaded yet: {error}", file=sys.stderr, flush=True)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
 def _model(name: str, created: datetime | None) -> dict[str, Any]:
     made = int(created.timestamp()) if created else 0
     return {"id": name, "object": "model", "created": made, "owned_by": "timestep"}
 
 
-def main() -> None:
-    """``python -m timestep.models.server --port N``: settings come from the environment."""
+class _Server(uvicorn.Server):
+    """Is gone soon after it is told to stop: a long prompt, or a model that is being loaded, can't be cut short."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        end = threading.Timer(END_SECONDS, os._exit, [0])
+        end.daemon = True
+        end.start()
+
+
+def main() -> int:
+    """``python -m timestep.models.server --port N``: settings come from the environment. The exit code."""
     settings = load_settings()
     parser = argparse.ArgumentParser(description="Serve local models over OpenAI's inference calls.")
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default=settings.model_host)
     parser.add_argument("--port", type=int, default=settings.model_port)
+    parser.add_argument("--preload", action="store_true", help="load the model of agents that name none at once")
     arguments = parser.parse_args()
-    uvicorn.run(
-        create_app(settings),
-        host=arguments.host,
+    host: str = arguments.host
+    if settings.service_key is None and not is_local(f"[{host}]" if ":" in host else host):
+        why = f"Host '{host}' is reached by other machines, which need a key: set TIMESTEP_SERVICE_KEY."
+        print(why, file=sys.stderr, flush=True)
+        return EXIT_CONFIG
+    config = uvicorn.Config(
+        create_app(settings, preload=arguments.preload),
+        host=host,
         port=arguments.port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    server = _Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else 3  # as uvicorn.run would
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

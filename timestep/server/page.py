@@ -26,7 +26,7 @@ _HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer
 async def index(request: Request) -> HTMLResponse:
     """What is running, and a chat."""
     settings: Settings = request.app.state.settings
-    shown = escape(settings.prefect_api.removesuffix("/api"))
+    shown = escape(settings.prefect_ui)
     text = (HERE / "page.html").read_text(encoding="utf-8").replace("{prefect_ui}", shown)
     return HTMLResponse(text, headers={**_HEADERS, "content-security-policy": PAGE_POLICY})
 

@@ -155,7 +155,7 @@ class Housekeeper:
         database = Database(database_url)
         feed = EventFeed(database)
         try:
-            async with PrefectClient(api=self._settings.prefect_api) as client:
+            async with PrefectClient(self._settings.prefect_api, auth_string=self._settings.prefect_login) as client:
                 self._made.set_result(Records(client, database, feed, self._settings.storage))
                 traces = steps.EndedTraces(client, database, self._settings.storage)
                 stopped = StoppedBatches(client, self.shelves)
