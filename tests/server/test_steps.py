@@ -1,6 +1,7 @@
 """/v1/steps on real servers, with steps that the test moves by hand: views, decisions, events live and exactly once."""
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -704,3 +705,32 @@ async def test_a_batch_stops_the_steps_that_a_process_before_it_started(make: Ma
     await Responses(lease, batch.client, services).stop()
     states = [(await batch.client.read_flow_run(run.id)).state for run in begun]
     assert [state.name for state in states if state is not None] == ["Cancelled", "Scheduled"]
+
+
+async def test_a_version_that_a_training_starts_from_is_not_deleted_until_its_end(make: Make, stage: Stage) -> None:
+    waiting = await make(StateType.SCHEDULED, mode="training", agent="pupil", model="local/pupil@2")
+    begun = await make(mode="training", agent="heir", model="local/pupil", training={"own_line": True})
+    await make(mode="inference", agent="pupil", model="local/pupil@4")
+    async with begun.process(), begun.database.session() as session:
+        start = {"start": {"name": "pupil", "version": 3}, "base": "b", "served": None}
+        note = text("insert into units (step_id, position, kind, name, fingerprint, attempt, result, finished_at) "
+                    "values (:id, 'training/origin', 'training', 'origin', '', 1, :result, now())")  # fmt: skip
+        await session.execute(note, {"id": begun.name, "result": json.dumps(start)})
+
+    async with httpx.AsyncClient(base_url=stage.url.removesuffix("steps"), timeout=30) as http:
+
+        async def refused(model: str) -> str | None:
+            """Why it can't be deleted; None: only since there is no model server here."""
+            said = await http.delete(f"models/local/{model}")
+            if said.status_code == 503:
+                return None
+            assert said.status_code == 409
+            return str(said.json()["error"]["message"])
+
+        assert "'local/pupil@2'" in str(await refused("pupil@2")) and waiting.name in str(await refused("pupil@2"))
+        assert "'local/pupil@3'" in str(await refused("pupil@3")) and begun.name in str(await refused("pupil@3"))
+        assert await refused("pupil") is not None  # all of its versions
+        assert [await refused(other) for other in ("pupil@1", "pupil@4", "pupil@22", "heir")] == [None] * 4
+        await waiting.reach(StateType.CANCELLED)
+        await begun.reach(StateType.COMPLETED)
+        assert [await refused(model) for model in ("pupil@2", "pupil@3", "pupil")] == [None] * 3

@@ -15,6 +15,7 @@ from timestep.models.endpoints import Endpoint
 from timestep.models.routing import PREFIX
 from timestep.server.agents import roster
 from timestep.server.documented import errors
+from timestep.server.fine_tuning.origins import refuse_needed
 from timestep.server.inference import refuse_files
 from timestep.server.refusals import known_query
 from timestep.server.upstream import Upstream
@@ -90,7 +91,10 @@ async def get_model(model: str, request: Request) -> Response:
     responses={200: {"model": ModelDeleted}, **errors(404, 409)},
 )
 async def delete_model(model: str, request: Request) -> Response:
-    """A version that isn't the one its model serves, or a model that is no agent's own, with all of its versions."""
+    """A version that isn't the one its model serves, or a model that is no agent's own, with all of its versions.
+
+    Not while an unfinished fine-tuning job starts from it.
+    """
     upstream: Upstream = request.app.state.upstream
     refuse_files(model)
     name = model.removeprefix(PREFIX)
@@ -101,6 +105,8 @@ async def delete_model(model: str, request: Request) -> Response:
         )
     if _is_providers(model, request):
         raise UsageError(f"Model '{model}' is a provider's, and can't be deleted here.")
+    if request.app.state.settings.database_url is not None:  # without one there are no versions
+        await refuse_needed(await request.app.state.housekeeper.records(), model)
     return await upstream.send(request)
 
 

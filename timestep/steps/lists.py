@@ -17,14 +17,21 @@ from prefect.client.schemas.sorting import FlowRunSort
 from timestep.agents.record.step_view import StepStatus, StepView
 from timestep.agents.types import Mode
 from timestep.database.engine import Database
-from timestep.steps.views import STEPS, answering, read, views
+from timestep.steps.views import pages, read, views
 
-PAGE = 200  # most runs that Prefect's API returns at once
-_GOING = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED)
+# One that crashed is started again.
+_UNFINISHED = (
+    StateType.SCHEDULED,
+    StateType.PENDING,
+    StateType.RUNNING,
+    StateType.PAUSED,
+    StateType.CRASHED,
+    StateType.CANCELLING,
+)
 # The states in which a flow run may be a step of this status.
 _STATES = {
     StepStatus.NOT_STARTED: (StateType.SCHEDULED, StateType.PENDING),
-    StepStatus.IN_PROGRESS: (*_GOING, StateType.CRASHED, StateType.CANCELLING),
+    StepStatus.IN_PROGRESS: _UNFINISHED,
     StepStatus.WAITING_FEEDBACK: (StateType.PAUSED,),
     StepStatus.WAITING_APPROVAL: (StateType.PAUSED,),
     StepStatus.SUCCEEDED: (StateType.COMPLETED,),
@@ -73,6 +80,14 @@ async def listed(
     return found[:count]
 
 
+async def unfinished(client: PrefectClient) -> AsyncIterator[FlowRun]:
+    """The flow runs of steps that have not ended. ServiceUnavailableError: Prefect's server is away."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_UNFINISHED)))
+    async for page in pages(client, FlowRunFilter(state=state)):
+        for run in page:
+            yield run
+
+
 async def _pages(
     client: PrefectClient, wanted: Wanted, last: FlowRun | None, *, descending: bool
 ) -> AsyncIterator[list[FlowRun]]:
@@ -85,13 +100,7 @@ async def _pages(
     state = None if types is None else FlowRunFilterState(type=FlowRunFilterStateType(any_=types))
     chosen = FlowRunFilter(expected_start_time=since, state=state)
     sort = FlowRunSort.EXPECTED_START_TIME_DESC if descending else FlowRunSort.EXPECTED_START_TIME_ASC
-    offset, more = 0, True
-    while more:
-        async with answering(client):
-            page = await client.read_flow_runs(
-                flow_filter=STEPS, flow_run_filter=chosen, sort=sort, limit=PAGE, offset=offset
-            )
-        offset, more = offset + PAGE, len(page) == PAGE
+    async for page in pages(client, chosen, sort=sort):
         # The edge is of those that are found; two that start in the same microsecond are told apart by their ids.
         yield [run for run in page if last is None or _behind(run, last, descending=descending)]
 

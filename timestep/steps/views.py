@@ -1,7 +1,7 @@
 """A step as people know it: a view of its Prefect flow run and of the rows beside it. Keeps nothing of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from sqlalchemy import select
 
@@ -30,6 +31,7 @@ from timestep.database.models import StepRow
 from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
 ANSWER_SECONDS = 5.0  # for Prefect's server; then it counts as away
+PAGE = 200  # most runs that Prefect's API returns at once
 PREFIX_DIGITS = 8  # of an id that is cut short, at least
 STEP, BATCH = "step", "batch"  # the flows' names
 STEPS = FlowFilter(name=FlowFilterName(any_=[STEP]))
@@ -175,6 +177,20 @@ async def read(client: PrefectClient, run_id: UUID, flows: FlowFilter = STEPS) -
     if not found:
         raise NotFoundError("step", str(run_id))
     return found[0]
+
+
+async def pages(
+    client: PrefectClient, chosen: FlowRunFilter, *, flows: FlowFilter | None = STEPS, sort: FlowRunSort | None = None
+) -> AsyncGenerator[list[FlowRun]]:
+    """Flow runs, as many at a time as Prefect's API returns. ServiceUnavailableError: Prefect's server is away."""
+    offset, more = 0, True
+    while more:
+        async with answering(client):
+            found = await client.read_flow_runs(
+                flow_filter=flows, flow_run_filter=chosen, sort=sort, limit=PAGE, offset=offset
+            )
+        offset, more = offset + PAGE, len(found) == PAGE
+        yield found
 
 
 @asynccontextmanager
