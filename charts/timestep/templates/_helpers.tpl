@@ -176,6 +176,7 @@ valueFrom:
 {{/*
 The environment of a container, as a YAML list. "needs" names the groups: database, prefect, storage, service, agents,
 model, work. "extra" is a list of the container's own; users' lists come last, and the last entry of a name counts.
+"bare" containers, which run none of the users' code, get nothing of the users' common lists.
 */}}
 {{- define "timestep.env" -}}
 {{- $values := .context.Values -}}
@@ -228,7 +229,7 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- end -}}
 {{- $byName := dict -}}
 {{- $names := list -}}
-{{- range concat $env (.extra | default list) $values.extraEnv (.values.extraEnv | default list) -}}
+{{- range concat $env (.extra | default list) (ternary list $values.extraEnv (.bare | default false)) (.values.extraEnv | default list) -}}
 {{- $_ := set $byName .name . -}}
 {{- $names = append $names .name -}}
 {{- end -}}
@@ -240,7 +241,7 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- end -}}
 
 {{- define "timestep.envFrom" -}}
-{{- with concat .context.Values.extraEnvFrom (.values.extraEnvFrom | default list) }}{{ toYaml . }}{{ end -}}
+{{- with concat (ternary list .context.Values.extraEnvFrom (.bare | default false)) (.values.extraEnvFrom | default list) }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
 {{/* Whether training runs have a pool, and so a template, of their own. */}}

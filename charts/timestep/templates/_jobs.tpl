@@ -30,7 +30,7 @@ spec:
 {{- end -}}
 
 {{- define "timestep.jobPod" -}}
-{{- $parts := dict "context" .context "component" .component "values" .context.Values.jobs "token" .token -}}
+{{- $parts := dict "context" .context "component" .component "values" .context.Values.jobs "token" .token "bare" .token -}}
 metadata:
   labels:
     {{- include "timestep.podLabels" $parts | nindent 4 }}
