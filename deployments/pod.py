@@ -27,7 +27,7 @@ ROLES = {
     "migrate": ("deployments.migrate",),
     "wait": ("deployments.migrate", "--wait"),
     "prefect-server": ("deployments.prefect_server",),
-    "model-server": ("timestep.models.server",),
+    "model-server": ("timestep.models.server", "--preload"),
     "api": ("timestep.server",),
     "warm-worker": ("deployments.worker", "--join"),
     "worker": ("deployments.kubernetes",),
