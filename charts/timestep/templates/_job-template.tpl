@@ -6,17 +6,23 @@ Names in double braces are Prefect's, filled in from the variables below: their 
 {{- $context := .context -}}
 {{- $job := $context.Values.worker.job -}}
 {{- $training := $context.Values.training -}}
-{{- $values := ternary (merge (dict) $training $job) $job .training -}}
-{{- $values = merge (dict
-  "extraEnv" (ternary (concat $job.extraEnv $training.extraEnv) $job.extraEnv .training)
-  "extraEnvFrom" (ternary (concat $job.extraEnvFrom $training.extraEnvFrom) $job.extraEnvFrom .training)
+{{- /* What training has none of comes from worker.job; spelled out, as `merge` would take a 0 or an empty map for nothing. */ -}}
+{{- $own := ternary $training $job .training -}}
+{{- $values := dict
+  "resources" ($own.resources | default dict)
+  "nodeSelector" $own.nodeSelector
+  "tolerations" $own.tolerations
+  "affinity" $own.affinity
+  "priorityClassName" $own.priorityClassName
+  "runtimeClassName" (ternary $training.runtimeClassName "" .training)
+  "activeDeadlineSeconds" $own.activeDeadlineSeconds
+  "terminationGracePeriodSeconds" $own.terminationGracePeriodSeconds
+  "ttlSecondsAfterFinished" $job.ttlSecondsAfterFinished
+  "extraEnv" (concat $job.extraEnv (ternary $training.extraEnv list .training))
+  "extraEnvFrom" (concat $job.extraEnvFrom (ternary $training.extraEnvFrom list .training))
   "podLabels" (merge (dict) (ternary $training.podLabels dict .training) $job.podLabels)
   "podAnnotations" (merge (dict) (ternary $training.podAnnotations dict .training) $job.podAnnotations)
-  "resources" (ternary $training $job .training).resources
-  "nodeSelector" (ternary $training $job .training).nodeSelector
-  "tolerations" (ternary $training $job .training).tolerations
-  "affinity" (ternary $training $job .training).affinity
-) $values -}}
+-}}
 {{- $parts := dict "context" $context "component" "flow-run" "values" $values -}}
 {{- $mounts := list "storage" "agents" -}}
 {{- $manifest := include "timestep.jobManifest" (merge (dict "mounts" $mounts "training" .training) $parts) | fromYaml -}}
@@ -215,10 +221,8 @@ runtime_class_name:
   title: Runtime Class Name
   description: Runtime class of the pod.
   type: string
-  {{- if .training }}
   {{- with $values.runtimeClassName }}
   default: {{ . }}
-  {{- end }}
   {{- end }}
 job_watch_timeout_seconds:
   title: Job Watch Timeout Seconds
