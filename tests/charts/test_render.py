@@ -1,12 +1,13 @@
 """helm 3 and helm 4 make the same of the chart, and Kubernetes 1.31 to 1.36 take it."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.charts.conftest import ALL_CASES
 from tests.charts.jobs import manifests
-from tests.charts.rendering import CASES, CHART, Document, render, run_helm
+from tests.charts.rendering import CASES, CHART, Document, arguments_of, render, run_helm
 from tests.charts.schemas import FOREIGN_KINDS, VERSIONS, problems
 
 MAJORS = (3, 4)
@@ -69,3 +70,22 @@ def test_only_kinds_of_others_go_unchecked() -> None:
 def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
     (deployment, *_) = render("defaults").all("Deployment")
     assert problems(deployment | {"spec": deployment["spec"] | {"replica": 2}}, "1.34")
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_the_notes_say_where_things_are(case: str) -> None:
+    # helm 3 asks a cluster for this; its lint renders them, too.
+    done = run_helm(4, "install", *arguments_of(case), "--dry-run=client")
+    notes = done.stdout.partition("\nNOTES:\n")[2]
+    assert done.returncode == 0 and "helm test timestep -n work" in notes, done.stderr
+    assert "<no value>" not in notes and "nil" not in notes and "{{" not in notes
+    rendering = render(case)
+    for claim in re.findall(r"volume claim (\S+):", notes):
+        owners = rendering.names("PersistentVolumeClaim") | {f"data-{one}-0" for one in rendering.names("StatefulSet")}
+        assert claim in owners
+
+
+def test_what_deletes_secrets_is_rendered_for_a_cluster_alone() -> None:
+    # `helm template | kubectl apply` would run it.
+    done = run_helm(4, "template", "timestep", str(CHART))
+    assert done.returncode == 0 and "--forget" not in done.stdout
