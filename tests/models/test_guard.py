@@ -59,6 +59,12 @@ def test_who_comes_from_elsewhere_may_know_it_by_any_name() -> None:
     assert client.get("/x", headers={"host": "models.lab", "origin": "http://evil.example"}).status_code == 403
 
 
+def test_pages_of_a_named_site_may_ask_through_a_proxy_of_any_name() -> None:
+    client = TestClient(Guarded(answering, origins=["https://ours.example"]), base_url=HERE)
+    for origin, status in (("https://ours.example", 200), ("http://ours.example", 403), ("https://evil.example", 403)):
+        assert client.post("/x", headers={"host": "inside", "origin": origin}).status_code == status
+
+
 def test_with_a_service_key_the_model_server_answers_nobody_without_it(tmp_path: Path) -> None:
     asked: dict[str, Any] = {"model": str(tmp_path / "any.gguf"), "messages": [{"role": "user", "content": "hi"}]}
     requests = [
@@ -76,6 +82,10 @@ def test_with_a_service_key_the_model_server_answers_nobody_without_it(tmp_path:
         found = [client.request(method, path, json=body, headers=by_key) for method, path, body in requests]
         assert [answer.status_code for answer in found] == [200, 404, 400]
         assert client.get("/health").status_code == 200
+        # By whatever name it is asked, as probes and pods elsewhere do.
+        elsewhere = {"host": "timestep-model-server:8001"}
+        assert client.get("/v1/models", headers={**by_key, **elsewhere}).status_code == 200
+        assert client.get("/ready", headers={"host": "localhost"}).status_code == 503
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
