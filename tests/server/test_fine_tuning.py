@@ -2,8 +2,6 @@
 
 import asyncio
 import csv
-import time
-from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -14,6 +12,7 @@ from openai.types.fine_tuning import FineTuningJob
 from prefect.client.schemas.objects import StateType
 
 from tests.conftest import Service
+from tests.server.kills import kill_server, until
 from timestep import runs
 from timestep.server import ids
 
@@ -36,13 +35,6 @@ def upload(client: OpenAI, data: bytes, purpose: Any = "fine-tune") -> str:
 
 def supervised(**hyperparameters: Any) -> Any:
     return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-
-
-def until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def ended(client: OpenAI, job: FineTuningJob, seconds: float = 240) -> FineTuningJob:
@@ -76,7 +68,7 @@ def test_a_paused_job_holds_no_process_and_goes_on_after_its_last_finished_epoch
         metadata={"of": "the test"},
     )
     assert job.id.startswith("ftjob-") and job.status == "queued" and job.fine_tuned_model is None
-    until(lambda: len(client.fine_tuning.jobs.checkpoints.list(job.id).data) > 0)
+    until(lambda: len(client.fine_tuning.jobs.checkpoints.list(job.id).data) > 0, 240)
     assert str(client.fine_tuning.jobs.pause(job.id).status) == "paused"
     until(lambda: not trains(job), 30)
     assert asyncio.run(state(service, job)) is StateType.PAUSED
@@ -118,15 +110,60 @@ def said_what_it_did(client: OpenAI, job: FineTuningJob) -> None:
     assert all(one.metrics.train_loss for one in checkpoints) and checkpoints[0].metrics.full_valid_loss
 
 
+def asked(client: OpenAI, model: str) -> str:
+    """Which model answers to this name."""
+    messages: list[Any] = [{"role": "user", "content": "hi"}]
+    return client.chat.completions.create(model=model, messages=messages, max_tokens=2).model
+
+
 def answered(client: OpenAI, job: FineTuningJob) -> None:
     """The result answers by its name, that of its line as well; its metrics are a file."""
     assert job.fine_tuned_model is not None
-    for name in (job.fine_tuned_model, "local/paused-once"):
-        answer = client.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}], max_tokens=2)
-        assert answer.model == job.fine_tuned_model
+    for name in (job.fine_tuned_model, job.fine_tuned_model.partition("@")[0]):
+        assert asked(client, name) == job.fine_tuned_model
     (file_id,) = job.result_files
     rows = list(csv.DictReader(client.files.content(file_id).text.splitlines()))
     assert rows and {"step", "train_loss"} <= set(rows[0])
+
+
+def test_kills_of_the_server_leave_the_job_and_its_objects_as_they_are(
+    service: Service, client: OpenAI, training_file: str
+) -> None:
+    client = client.with_options(max_retries=40)
+    job = client.fine_tuning.jobs.create(
+        model="local/pupil", training_file=training_file, suffix="unhurt", seed=7, method=supervised(n_epochs=3)
+    )
+    until(lambda: len(client.fine_tuning.jobs.checkpoints.list(job.id).data) > 0, 240)
+    before = objects(client, job)
+    kill_server(service)
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+    kept = objects(client, job)
+    for name in ("events", "checkpoints"):
+        assert before[name].items() <= kept[name].items()
+    done = ended(client, job)
+    assert done.status == "succeeded" and done.fine_tuned_model == "local/unhurt@1"
+    for name in ("id", "created_at", "model", "training_file", "seed", "hyperparameters", "method"):
+        assert getattr(done, name) == getattr(job, name)
+    after = objects(client, job)
+    assert before["events"].items() <= after["events"].items()
+    told = [event.message.split(":")[0] for event in after["events"].values()]
+    assert [line for line in told if line.startswith("Epoch")] == [f"Epoch {n} finished" for n in (3, 2, 1)]
+    assert told.count("Fine-tuning job started") == 1 and not any("goes on after" in line for line in told)
+    kill_server(service)
+    assert objects(client, job) == after
+    answered(client, done)
+
+
+def objects(client: OpenAI, job: FineTuningJob) -> dict[str, dict[str, Any]]:
+    """All that the API has of the job, by its names."""
+    jobs = client.fine_tuning.jobs
+    now = jobs.retrieve(job.id)
+    return {
+        "jobs": {now.id: now},
+        "events": {event.id: event for event in jobs.list_events(job.id, limit=100)},
+        "checkpoints": {checkpoint.id: checkpoint for checkpoint in jobs.checkpoints.list(job.id)},
+        "files": {name: client.files.content(name).read() for name in now.result_files},
+    }
 
 
 def test_a_cancelled_job_leaves_no_version(client: OpenAI, training_file: str) -> None:
@@ -134,7 +171,7 @@ def test_a_cancelled_job_leaves_no_version(client: OpenAI, training_file: str) -
     job = client.fine_tuning.jobs.create(
         model="local/classmate", training_file=training_file, method=supervised(n_epochs=90)
     )
-    until(lambda: trains(job))
+    until(lambda: trains(job), 120)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     until(lambda: not trains(job), 30)
     done = ended(client, job)

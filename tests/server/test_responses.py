@@ -3,23 +3,20 @@
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
 import openai
-import psutil
 import pytest
 from openai import OpenAI
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from deployments.state import load_state
 from tests.conftest import Service
-from timestep.settings import Settings
+from tests.server.kills import kill_server, until
 
 MODEL = "local/assistant"
 SHORT: dict[str, Any] = {"model": MODEL, "max_output_tokens": 12, "temperature": 0}
@@ -194,35 +191,6 @@ def test_what_is_not_implemented_or_absent_is_refused_by_name(client: OpenAI) ->
     assert refused(previous_response_id="resp_none")[0] == 404
     with pytest.raises(openai.BadRequestError, match="background"):
         client.responses.cancel(client.responses.create(input="x", **SHORT).id)
-
-
-def server(service: Service) -> psutil.Process:
-    """The HTTP server, as the supervisor last started it."""
-    state = load_state(Settings(home=service.home))
-    assert state is not None
-    return psutil.Process(state.children["http-server"].pid)
-
-
-def kill_server(service: Service) -> None:
-    """Kill -9, and wait for the next."""
-    process = server(service)
-    process.kill()
-    process.wait(10)
-
-    def back() -> bool:
-        try:
-            return httpx.get(f"{service.api.removesuffix('/v1')}/health").is_success
-        except httpx.HTTPError:
-            return False
-
-    until(back)
-
-
-def until(there: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def resumed(client: OpenAI, id: str, after: int) -> list[Any]:
