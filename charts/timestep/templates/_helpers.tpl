@@ -3,14 +3,14 @@ What several resources share. Most helpers take a dict: "context" is the chart's
 "model-server", "values" that component's values.
 */}}
 
-{{/* FULL: the release's name where it says what this is, else RELEASE-timestep. */}}
+{{/* FULL: the release's name where it says what this is, else RELEASE-timestep; short enough for the longest suffix. */}}
 {{- define "timestep.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 36 | trimSuffix "-" -}}
 {{- else if contains "timestep" .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 36 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-timestep" (.Release.Name | trunc 31 | trimSuffix "-") -}}
+{{- printf "%s-timestep" (.Release.Name | trunc 27 | trimSuffix "-") -}}
 {{- end -}}
 {{- end -}}
 

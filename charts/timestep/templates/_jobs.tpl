@@ -20,6 +20,7 @@ metadata:
   {{- end }}
 spec:
   backoffLimit: {{ .backoffLimit }}
+  # Of the node's fetching the image, too.
   activeDeadlineSeconds: {{ .deadline }}
   {{- if .hook }}
   # One that failed is kept for its log, for a day.
