@@ -358,21 +358,16 @@ resources:
     {{- include "timestep.volumeMounts" (dict "context" .context "mounts" list) | nindent 4 }}
 {{- end -}}
 
-{{/* What only the Prefect server's processes are told. Messages between them go by Redis where they are apart. */}}
+{{/*
+What only the Prefect server's processes are told. Where they are apart, Redis has their messages and their tasks (docket);
+the rest of Prefect's settings for that follows from its URL.
+*/}}
 {{- define "timestep.prefectServerEnv" -}}
 - name: TIMESTEP_PREFECT_HOST
   value: "0.0.0.0"
 - name: PREFECT_SERVER_DATABASE_MIGRATE_ON_START
   value: "false"
 {{- if .Values.prefectServer.split.enabled }}
-- name: PREFECT_MESSAGING_BROKER
-  value: prefect_redis.messaging
-- name: PREFECT_MESSAGING_CACHE
-  value: prefect_redis.messaging
-- name: PREFECT_SERVER_EVENTS_CAUSAL_ORDERING
-  value: prefect_redis.ordering
-- name: PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE
-  value: prefect_redis.lease_storage
 {{- $url := include "timestep.redisURL" . | fromYaml }}
 {{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_SERVER_DOCKET_URL" }}
 - {{ merge (dict "name" .) $url | toYaml | nindent 2 | trim }}
