@@ -150,7 +150,9 @@ async def _fetch(source: str, work: Path, report: Progress) -> Path:
 
 def _unpack(work: Path) -> Path:
     with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as tar:
-        tar.extractall(work / "sdist", filter="data")
+        # Set rather than passed: Python knows it from 3.11.4 on.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        tar.extractall(work / "sdist")
     return next((work / "sdist").glob("*/vendor/llama.cpp"))
 
 
