@@ -24,7 +24,7 @@ from timestep.errors import DatasetError, TimestepError, UsageError
 from timestep.models.chat import ChatRenderer
 from timestep.models.files import local_file
 from timestep.models.registry import ModelRegistry, ModelVersion
-from timestep.models.routing import FILES
+from timestep.models.routing import CHECKPOINTS, FILES
 from timestep.settings import Settings
 from training import dataset as datasets
 from training import finetune
@@ -184,7 +184,7 @@ class Workshop:
                 threads=self.settings.cores,
                 on_progress=self.on_progress,
             )
-        checkpoint = await self.store.put_content(out, prefix=f"checkpoints/{self.job.run_id}", suffix=".gguf")
+        checkpoint = await self.store.put_content(out, prefix=f"{CHECKPOINTS}/{self.job.run_id}", suffix=".gguf")
         await asyncio.to_thread(start.unlink, missing_ok=True)
         return Epoch(result=result, checkpoint=checkpoint)
 

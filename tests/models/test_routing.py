@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import openai
 import pytest
@@ -13,11 +14,12 @@ from storage.store import ObjectStore
 from tests.models.conftest import SMOLLM2, Server
 from timestep.agents.registry import AgentRegistry
 from timestep.database.engine import Database
+from timestep.database.models import StepRow, UnitRow
 from timestep.errors import ModelFileError, NotFoundError, UsageError
 from timestep.models.engines import EnginePool
 from timestep.models.files import WORDLLAMA
 from timestep.models.registry import ModelRegistry, ModelVersion
-from timestep.models.routing import ModelRouter, Served
+from timestep.models.routing import ModelRouter, Served, checkpoint_id
 from timestep.settings import Settings
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -95,6 +97,27 @@ async def test_a_stored_file_that_is_no_model_is_named(shop: Shop) -> None:
     await shop.version(b"nonsense")
     with pytest.raises(ModelFileError, match="no GGUF file"):
         await shop.router.resolve("local/assistant@1")
+
+
+async def test_a_checkpoint_is_a_model_while_storage_has_it(shop: Shop, tiny_file: Path) -> None:
+    run_id = uuid4()
+    kept = await shop.store.put_content(tiny_file, prefix=f"checkpoints/{run_id}", suffix=".gguf")
+    unit = {"kind": "epoch", "name": "epoch 1", "fingerprint": "", "attempt": 1}
+    async with shop.registry._database.session() as session:
+        session.add(StepRow(id=str(run_id), attempt=1))
+        await session.flush()
+        result = {"checkpoint": kept.model_dump(mode="json")}
+        session.add(UnitRow(step_id=str(run_id), position="training/epoch-1", result=result, **unit))
+        session.add(UnitRow(step_id=str(run_id), position="training/epoch-2", **unit))  # under way
+    name = f"local/{checkpoint_id(run_id, 1)}"
+    served = await shop.router.resolve(name)
+    assert served.name == name and served.path.stat().st_size == kept.size
+    for absent in (checkpoint_id(run_id, 2), checkpoint_id(uuid4(), 1)):
+        with pytest.raises(NotFoundError, match=absent):
+            await shop.router.resolve(absent)
+    await shop.store.delete(kept.key)
+    with pytest.raises(NotFoundError, match=name):
+        await shop.router.resolve(name)
 
 
 async def test_a_configured_file_goes_by_its_name(tmp_path: Path, tiny_file: Path) -> None:

@@ -12,8 +12,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from storage.references import Reference
 from timestep.database.engine import Database
-from timestep.database.models import ModelRow, ModelVersionRow
+from timestep.database.models import ModelRow, ModelVersionRow, UnitRow
 from timestep.errors import ConflictError, NotFoundError
+
+EPOCH = "training/epoch-"  # before the number of an epoch, among the units of a run that trains
 
 
 class ModelVersion(BaseModel):
@@ -160,6 +162,12 @@ class ModelRegistry:
         needed = select(ModelVersionRow.file_key).where(ModelVersionRow.deleted_at.is_(None))
         async with self._database.session() as session:
             return set(await session.scalars(deleted.where(ModelVersionRow.file_key.not_in(needed))))
+
+    async def checkpoint(self, origin: str, epoch: int) -> Reference | None:
+        """Of a run's finished epoch; storage has those before the last until the run has succeeded."""
+        async with self._database.session() as session:
+            unit = await session.get(UnitRow, (origin, f"{EPOCH}{epoch}"))
+        return Reference.model_validate(unit.result["checkpoint"]) if unit is not None and unit.result else None
 
     async def _absent(self, name: str, version: int) -> NotFoundError:
         names = await self.names()

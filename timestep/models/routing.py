@@ -3,14 +3,17 @@
 local/assistant     what the agent 'assistant' serves: its promoted version, else its declared base
 local/assistant@3   version 3 of it
 assistant           the same without the prefix
+local/ftckpt_…      the checkpoint of a training's finished epoch, for as long as storage has it
 smollm2-135m-…      a base model: a built-in one, or the one that the settings name; this goes before an agent's
 /models/x.gguf      any GGUF file by its absolute path (~ is the user's home) or URL
 """
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from uuid import UUID
 
 from storage.store import ObjectStore
 from timestep.errors import NotFoundError, UsageError
@@ -19,15 +22,22 @@ from timestep.models.registry import ModelRegistry, ModelVersion
 from timestep.settings import Settings
 
 FILES = "models"  # where trained models' files are in storage: of each run that trains under its id
+CHECKPOINTS = "checkpoints"  # where the finished epochs of a run under way are, under the run's id
 PREFIX = "local/"  # of a name that the model server answers for
 # Says which version answered; clients of OpenAI's API that drop the response's own field can read it here.
 SERVED_HEADER = "timestep-model"
+_CHECKPOINT = re.compile(r"ftckpt_([0-9a-f]{32})([0-9]{4})")
 
 
 def is_file(name: str) -> bool:
     """Whether a model's name is a file's absolute path or URL."""
     name = name.removeprefix(PREFIX)
     return name.startswith(("http://", "https://")) or (name.endswith(".gguf") and own_path(name).is_absolute())
+
+
+def checkpoint_id(run_id: UUID, epoch: int) -> str:
+    """The name of a finished epoch's checkpoint, behind the prefix."""
+    return f"ftckpt_{run_id.hex}{epoch:04d}"
 
 
 def bases(settings: Settings) -> dict[str, str]:
@@ -109,6 +119,8 @@ class ModelRouter:
         if is_file(model):
             return await self._base(model.removeprefix(PREFIX))
         bare = model.removeprefix(PREFIX)
+        if named := _CHECKPOINT.fullmatch(bare):
+            return await self._checkpoint(bare, UUID(named[1]), int(named[2]))
         name, at, version = bare.partition("@")
         declared = await self._declared()
         if self._registry and name in declared and not self._untrained(model):
@@ -132,6 +144,13 @@ class ModelRouter:
     async def _serve(self, version: ModelVersion) -> Served:
         path = await local_file(version.file, self._settings, self._store)
         return Served(f"{PREFIX}{version.name}@{version.version}", path)
+
+    async def _checkpoint(self, name: str, run_id: UUID, epoch: int) -> Served:
+        file = await self._registry.checkpoint(str(run_id), epoch) if self._registry else None
+        # The cache may still have what is no more in storage: then it is no model any more.
+        if file is None or self._store is None or not await self._store.exists(file.key):
+            raise NotFoundError("model", f"{PREFIX}{name}")
+        return Served(f"{PREFIX}{name}", await local_file(file, self._settings, self._store))
 
     async def _base(self, source: str) -> Served:
         name = model_name(source) if source == self._settings.model else source

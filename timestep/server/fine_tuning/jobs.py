@@ -9,8 +9,8 @@ from openai.types.fine_tuning import FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from timestep.errors import ConflictError, NotFoundError, NotSupportedError, ParameterError
+from timestep.models.routing import CHECKPOINTS, bases
 from timestep.models.routing import PREFIX as LOCAL
-from timestep.models.routing import bases
 from timestep.server import run_lists
 from timestep.server.agents import roster
 from timestep.server.documented import errors
@@ -123,9 +123,14 @@ async def list_checkpoints(
     limit: Annotated[int, Query(ge=1, le=100, description="Objects on a page.")] = 10,
     after: After = None,
 ) -> object:
-    """A checkpoint for each finished epoch, the newest first."""
+    """The checkpoints that can be asked by their names, the newest first: a finished epoch each.
+
+    While the job goes on all are there; once it has succeeded, that of the last epoch, which is its result.
+    """
     records, run = await _found(request, job_id)
-    found = views.checkpoints(run, (await views.trained(records.database, [run.id]))[run.id])
+    shelves = await request.app.state.housekeeper.shelves()
+    stored = {found.key async for found in shelves.store.list(f"{CHECKPOINTS}/{run.id}/")}
+    found = views.checkpoints(run, (await views.trained(records.database, [run.id]))[run.id], stored)
     if after is not None:
         names = [checkpoint.id for checkpoint in found]
         if after not in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -13,7 +13,9 @@ from openai.types.fine_tuning.fine_tuning_job import Error, Hyperparameters, Met
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.fine_tuning.jobs.fine_tuning_job_checkpoint import Metrics
 
+from timestep.models.registry import EPOCH
 from timestep.models.routing import PREFIX as LOCAL
+from timestep.models.routing import checkpoint_id
 from timestep.server import ids, run_lists
 from timestep.server.fine_tuning.asked import LEARNING_RATE
 
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
     from timestep.database.models import UnitRow
 
 TAG, PREFIX, KIND = "openai:fine_tuning", "ftjob-", "job"
-PREPARE, EPOCH, METRICS = "training/prepare", "training/epoch-", "training/metrics"
-JUDGED = "training/evaluate-after"
+PREPARE, METRICS, JUDGED = "training/prepare", "training/metrics", "training/evaluate-after"
 
 Status = Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
@@ -42,6 +43,7 @@ class Trained:
 
     units: dict[str, UnitRow] = field(default_factory=dict)
     model: str | None = None
+    deleted: bool = False  # that version, since
 
     @property
     def epochs(self) -> list[UnitRow]:
@@ -59,13 +61,14 @@ async def trained(database: Database, run_ids: Sequence[UUID]) -> dict[UUID, Tra
     found = {run_id: Trained() for run_id in run_ids}
     names = [str(run_id) for run_id in run_ids]
     wanted = or_(UnitRow.position.in_((PREPARE, METRICS, JUDGED)), UnitRow.position.startswith(EPOCH))
-    done = select(UnitRow).where(UnitRow.step_id.in_(names), UnitRow.finished_at.is_not(None), wanted)
+    finished = select(UnitRow).where(UnitRow.step_id.in_(names), UnitRow.finished_at.is_not(None), wanted)
     made = select(ModelVersionRow).where(ModelVersionRow.origin.in_(names))
     async with database.session() as session:
-        for unit in await session.scalars(done):
+        for unit in await session.scalars(finished):
             found[UUID(unit.step_id)].units[unit.position] = unit
         for version in await session.scalars(made):
-            found[UUID(str(version.origin))].model = f"{LOCAL}{version.name}@{version.version}"
+            done = found[UUID(str(version.origin))]
+            done.model, done.deleted = f"{LOCAL}{version.name}@{version.version}", version.deleted_at is not None
     return found
 
 
@@ -131,28 +134,36 @@ def status_of(run: FlowRun, done: Trained) -> Status:
     return "running" if PREPARE in done.units else "validating_files"
 
 
-def checkpoints(run: FlowRun, done: Trained) -> list[FineTuningJobCheckpoint]:
-    """One for each finished epoch, the last first. Its model is kept for the last alone: that is the job's result."""
+def checkpoints(run: FlowRun, done: Trained, stored: Container[str]) -> list[FineTuningJobCheckpoint]:
+    """One for each finished epoch that can be asked, the last first.
+
+    The last epoch's is the version that was made; the others can be asked while their objects are ``stored``, which
+    is until the job has succeeded.
+    """
     prepared = done.units.get(PREPARE)
     windows = prepared.result["window_count"] if prepared and prepared.result else 0
-    name, total = f"{LOCAL}{run.parameters['agent']}", run.parameters["training"]["epochs"]
     found = []
     for unit in done.epochs:
-        facts = unit.result["result"] if unit.result else {}
+        kept = unit.result or {}
+        facts = kept["result"]
         number, step = facts["epoch"], facts["epoch"] * windows
-        final = number == total and done.model is not None
+        last = number == run.parameters["training"]["epochs"]
+        version = done.model if last and not done.deleted else None
+        if version is None and kept["checkpoint"]["key"] not in stored:
+            continue
+        name = checkpoint_id(run.id, number)
         found.append(
             FineTuningJobCheckpoint(
-                id=f"ftckpt_{run.id.hex}{number:04d}",
+                id=name,
                 object="fine_tuning.job.checkpoint",
                 created_at=int(unit.finished_at.timestamp()) if unit.finished_at else 0,
-                fine_tuned_model_checkpoint=str(done.model) if final else f"{name}:ckpt-step-{step}",
+                fine_tuned_model_checkpoint=version or f"{LOCAL}{name}",
                 fine_tuning_job_id=ids.object_id(PREFIX, run.id),
                 metrics=Metrics(
                     step=step,
                     train_loss=facts["loss"],
                     train_mean_token_accuracy=facts["accuracy"],
-                    full_valid_loss=_valid_loss(done) if final else None,
+                    full_valid_loss=_valid_loss(done) if last else None,
                 ),
                 step_number=step,
             )
