@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from flows.lines import run_lines
+from flows.progress import BatchProgress, progress_artifact
 from flows.step import step
 from flows.support import Services, hold, let_go, shown, storable
 from storage.store import ObjectStore
@@ -103,8 +104,9 @@ async def _steps(lease: Lease, services: Services, inputs: str, concurrency: int
         raise DatasetError(inputs, "it is empty. Each line holds one step's parameters as JSON.")
     async with outlived():
         with prefect_reached():
-            async with get_client() as client:
-                results = await _Batch(lease, client, asyncio.Semaphore(concurrency), services).results(lines)
+            async with get_client() as client, progress_artifact(BatchProgress(len(lines)), "progress") as progress:
+                running = _Batch(lease, client, asyncio.Semaphore(concurrency), services, progress)
+                results = await running.results(lines)
         await lease.check()
     text = "".join(f"{result.model_dump_json()}\n" for result in results)
     reference = await store.put(f"batches/{batch_id}/output.jsonl", text.encode(), content_type="application/jsonl")
@@ -145,15 +147,22 @@ class _Batch:
     client: PrefectClient
     gate: asyncio.Semaphore
     services: Services
+    progress: BatchProgress
     running: set[UUID] = field(default_factory=set)
 
     async def results(self, lines: list[tuple[int, str]]) -> list[Line]:
         """Run all lines' steps; cancelled with the batch."""
         try:
-            return await asyncio.gather(*(self.line(number, text) for number, text in lines))
+            return await asyncio.gather(*(self.result(number, text) for number, text in lines))
         except (asyncio.CancelledError, TerminationSignal):
             await asyncio.shield(self.cancel_steps())
             raise
+
+    async def result(self, number: int, text: str) -> Line:
+        """What became of a line, which is counted."""
+        line = await self.line(number, text)
+        self.progress.line(failed=line.status == "failed")
+        return line
 
     async def line(self, number: int, text: str) -> Line:
         """Run one line's step to its end; what is wrong with the line is its result."""

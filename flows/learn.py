@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 from flows.metrics import keep_metrics
 from flows.origin import origin
 from flows.pausing import unless_paused
-from flows.progress import Told, progress_artifact
+from flows.progress import Progress, Told, progress_artifact
 from flows.support import Services, publish
 from storage.references import Reference
 from timestep.agents import report
@@ -79,7 +79,7 @@ async def _train(
             served_version=found.served,
             recipe=await _recipe(training, services),
         )
-        async with progress_artifact(job.recipe.epochs) as progress:
+        async with progress_artifact(Progress(job.recipe.epochs), "training") as progress:
             told = Told(attempt.events, progress)
             workshop = Workshop(job, services.settings, services.store, say=told.say, on_progress=told.step)
             return found.start, await run_units(workshop, registry, training.promote.value, _unit(ledger, told))

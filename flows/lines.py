@@ -17,6 +17,7 @@ from prefect.exceptions import TerminationSignal
 
 from flows.answering import Answering, Api, Responses
 from flows.asking import Asker
+from flows.progress import BatchProgress, progress_artifact
 from flows.support import Services
 from storage.store import ObjectStore
 from timestep.agents.record.attempt import Attempt
@@ -31,6 +32,7 @@ from timestep.batches.settings import BatchSettings
 from timestep.errors import DatasetError, StorageError
 from timestep.files import Files
 
+FAILED = 400  # and above: the status of an answer that is an error
 INLINE = 8_000  # characters of JSON above which an answer's body is an object in storage
 
 
@@ -49,8 +51,11 @@ async def run_lines(
     if checked.errors:
         first = checked.errors[0]
         raise DatasetError(input_file_id, str(first.message), first.line)
-    lines = Lines(attempt.ledger, services.store, settings, longest)
-    async with _answering(attempt.lease, settings, concurrency, services) as answering:
+    async with (
+        progress_artifact(BatchProgress(checked.total), "progress") as progress,
+        _answering(attempt.lease, settings, concurrency, services) as answering,
+    ):
+        lines = Lines(attempt.ledger, services.store, settings, longest, progress)
         asked = lines.run(files.open(input_file_id), answering, concurrency)
         in_time = await _in_time(asked, settings.deadline)
         if not in_time:
@@ -100,6 +105,7 @@ class Lines:
     store: ObjectStore
     settings: BatchSettings
     longest: int  # bytes of a line
+    progress: BatchProgress
     recording: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, stream: AsyncIterator[bytes], answering: Answering, concurrency: int) -> None:
@@ -133,6 +139,7 @@ class Lines:
         asked = fingerprint([self.settings.endpoint, request.custom_id, request.body])
         recorded = await self.ledger.begin(Begin(position, "batch", f"line {request.number}", asked, request=shown))
         if recorded is not None:
+            self.progress.line(failed=Answer.model_validate(recorded.result).status >= FAILED)
             return
         answer = await self._kept(await answering.answer(request))
         recording = asyncio.create_task(self._record(request.number, answer))
@@ -143,6 +150,7 @@ class Lines:
 
     async def _record(self, number: int, answer: Answer) -> None:
         await self.ledger.finish(f"{LINES}{number}", answer.model_dump(mode="json"))
+        self.progress.line(failed=answer.status >= FAILED)
 
     async def _kept(self, answer: Answer) -> Answer:
         """The answer, its body in storage if it is large."""

@@ -1,27 +1,56 @@
-"""What a training says of itself: a Prefect progress artifact that follows the trainer, and the step's events."""
+"""How far a run has come: a Prefect progress artifact that follows it; of a training, the step's events as well."""
+
+from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.logging import get_run_logger
 
 from timestep.agents.record.events import Events
-from training.finetune import EpochProgress
+
+if TYPE_CHECKING:  # batches train nothing
+    from training.finetune import EpochProgress
+
+S = TypeVar("S", bound="Shown")
 
 SECONDS_BETWEEN_UPDATES = 1.0
 EVENTS = 100  # of an epoch's steps, at most
 
 
-class Progress:
+@dataclass
+class Shown:
+    """What the artifact is to show."""
+
+    percent: float = 0.0
+    text: str = ""
+
+
+class BatchProgress(Shown):
+    """How many of a batch's lines are done."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self._lines, self._done, self._failed = lines, 0, 0
+
+    def line(self, *, failed: bool) -> None:
+        """One more is done, also where it was on record already."""
+        self._done, self._failed = self._done + 1, self._failed + failed
+        self.percent = 100 * self._done / self._lines
+        self.text = f"{self._done} of {self._lines} lines, {self._failed} failed"
+
+
+class Progress(Shown):
     """What a training run says of itself, for the artifact and, line by line, for the run's log."""
 
     def __init__(self, epochs: int) -> None:
-        self.percent, self.text = 0.0, ""
+        super().__init__()
         self._epochs = epochs
         self._logger = get_run_logger()
 
@@ -66,12 +95,11 @@ class Told:
 
 
 @asynccontextmanager
-async def progress_artifact(epochs: int) -> AsyncIterator[Progress]:
-    """Yields what to tell; the last of it is always shown. A server that can't be told harms no training."""
-    progress = Progress(epochs)
+async def progress_artifact(progress: S, key: str) -> AsyncIterator[S]:
+    """Yields what is shown, once a second at most and at last; a server that can't be told harms no run."""
     ended = asyncio.Event()
     waiting = asyncio.create_task(ended.wait())
-    publishing = asyncio.create_task(_publish(progress, ended, waiting))
+    publishing = asyncio.create_task(_publish(progress, key, ended, waiting))
     try:
         yield progress
     finally:
@@ -79,20 +107,22 @@ async def progress_artifact(epochs: int) -> AsyncIterator[Progress]:
         await publishing
 
 
-async def _publish(progress: Progress, ended: asyncio.Event, waiting: asyncio.Task[Any]) -> None:
+async def _publish(progress: Shown, key: str, ended: asyncio.Event, waiting: asyncio.Task[Any]) -> None:
     artifact: UUID | None = None
-    shown = (0.0, "")
+    shown, well = (0.0, ""), True
     while True:
         last_round = ended.is_set()
         now = (progress.percent, progress.text)
         try:
             if now != shown and artifact is None:
-                artifact = await acreate_progress_artifact(now[0], key="training", description=now[1])
+                artifact = await acreate_progress_artifact(now[0], key=key, description=now[1])
             elif now != shown and artifact is not None:
                 await aupdate_progress_artifact(artifact, now[0], description=now[1])
-            shown = now
+            shown, well = now, True
         except Exception as error:
-            get_run_logger().warning("Progress could not be shown: %s", error)
+            if well:
+                get_run_logger().warning("Progress could not be shown: %s", error)
+            well = False
         if last_round:
             return
         await asyncio.wait([waiting], timeout=SECONDS_BETWEEN_UPDATES)

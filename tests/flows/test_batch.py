@@ -1,9 +1,15 @@
 """Batches: each line a top-level step, results in input order, a bad line fails alone."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import Any
+
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 
 from tests.conftest import Service
+from timestep import runs
 
 
 def test_batch_keeps_order_and_fails_bad_lines_alone(service: Service, tmp_path: Path) -> None:
@@ -28,6 +34,15 @@ def test_batch_keeps_order_and_fails_bad_lines_alone(service: Service, tmp_path:
     assert results[4]["output"]["output"] == "it failed"
     assert "max_turns" in results[5]["error"]
     assert "2 of 6 completed, 4 failed" in done.stderr
+    assert asyncio.run(progress(service)) == (100.0, "6 of 6 lines, 4 failed")
+
+
+async def progress(service: Service) -> tuple[Any, str | None]:
+    """What the Prefect UI shows of the last batch."""
+    async with runs.connect(service.prefect_api) as prefect:
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=["progress"]))
+        shown = await prefect.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return shown[0].data, shown[0].description
 
 
 def test_batch_of_plain_texts(service: Service, tmp_path: Path) -> None:

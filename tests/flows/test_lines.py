@@ -10,6 +10,7 @@ import pytest
 from prefect.exceptions import TerminationSignal
 
 from flows.lines import Lines
+from flows.progress import BatchProgress
 from storage.store import ObjectStore
 from timestep.agents.record.ledger import MemoryLedger
 from timestep.batches.lines import BatchRequest, Endpoint
@@ -41,8 +42,10 @@ class Signalled:
 
 async def test_a_signal_within_a_line_is_that_signal_for_the_batch(tmp_path: Path) -> None:
     ledger = MemoryLedger()
-    lines = Lines(ledger, ObjectStore.open(f"local://{tmp_path}"), SETTINGS, 1000)
+    progress = BatchProgress(4000)
+    lines = Lines(ledger, ObjectStore.open(f"local://{tmp_path}"), SETTINGS, 1000, progress)
     with pytest.raises(TerminationSignal):
         await lines.run(file(4000), Signalled(), 4)
     recorded = [number for number in range(1, 4001) if (unit := ledger.known(f"line/{number}")) and unit.finished]
     assert set(range(1, 17)) <= set(recorded) and 20 not in recorded and len(recorded) < 40
+    assert progress.text == f"{len(recorded)} of 4000 lines, 0 failed"

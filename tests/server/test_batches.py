@@ -16,6 +16,8 @@ import psutil
 import pytest
 from openai import OpenAI
 from openai.types import Batch
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 from sqlalchemy import select
 
 from deployments.state import load_state
@@ -281,6 +283,7 @@ def test_kills_of_the_batchs_process_and_of_the_server_repeat_no_finished_line(
     lines = results(client, done.output_file_id)
     assert [line["custom_id"] for line in lines] == [f"line {n}" for n in range(20)]
     assert {line["response"]["body"]["id"] for line in lines} == set(last.answers.values())
+    assert asyncio.run(progress(service, batch)) == (100.0, "20 of 20 lines, 0 failed")
 
 
 def http_server(service: Service) -> psutil.Process | None:
@@ -307,6 +310,15 @@ async def states(service: Service, batch: Batch) -> list[str]:
     async with runs.connect(service.prefect_api) as prefect:
         history = await prefect.read_flow_run_states(UUID(batch.id.removeprefix("batch_")))
     return [str(state.name) for state in sorted(history, key=lambda state: state.timestamp)]
+
+
+async def progress(service: Service, batch: Batch) -> tuple[Any, str | None]:
+    """What the Prefect UI shows of the batch."""
+    async with runs.connect(service.prefect_api) as prefect:
+        of_run = ArtifactFilterFlowRunId(any_=[UUID(batch.id.removeprefix("batch_"))])
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=["progress"]), flow_run_id=of_run)
+        shown = await prefect.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)
+    return shown[0].data, shown[0].description
 
 
 async def record(service: Service, batch: Batch) -> Recorded:
