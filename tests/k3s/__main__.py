@@ -41,6 +41,8 @@ def main(arguments: argparse.Namespace) -> int:
     except (HostError, ToolMissingError) as error:
         print(f"skipped: {error}")
         return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

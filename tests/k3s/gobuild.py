@@ -94,7 +94,6 @@ def _cached(name: str, version: str, programs: tuple[str, ...], build: Callable[
     if all((folder / program).exists() for program in programs):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"building {name} {version} (once per machine)", flush=True)
     with tempfile.TemporaryDirectory(prefix=f"build-{name}-") as made:
         build(Path(made), version)
         for program in programs:
@@ -166,6 +165,7 @@ def _download(module: str, version: str) -> Path:
         # Two lines: what was asked, and the registry's own words.
         said = str(answer.get("Error") or done.stderr).strip().splitlines()
         raise HostError(f"{module} {version}: {said[-1].strip() if said else 'the registry said nothing'}")
+    print(f"building {module} {version}, once per machine", flush=True)
     return Path(answer["Dir"])
 
 

@@ -35,11 +35,12 @@ class Private:
         ]
         entry = [sys.executable, "-m", "tests.k3s.inside", str(self.folder)]
         process = subprocess.Popen(["unshare", *namespaces, "--", *entry, *command])
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue  # everything in the terminal heard it: what is inside ends by itself, and then unshare
+        try:
+            return process.wait()
+        finally:
+            # Killed, it takes its child along: the first process of the namespace, with whom all others end.
+            process.kill()
+            process.wait()
 
 
 @contextmanager
