@@ -78,24 +78,30 @@ def _is_peer(case: str, peer: Document, own: Pod, other: Pod) -> bool:
     return matches(peer.get("podSelector", {}), other.labels)
 
 
-NEEDED = {
-    "api": {"prefect-server": 4200, "database": 5432, "model-server": 8001},
-    "warm-worker": {"prefect-server": 4200, "database": 5432, "model-server": 8001},
-    "worker": {"prefect-server": 4200, "database": 5432},
-    "flow-run": {"prefect-server": 4200, "database": 5432, "model-server": 8001},
-    "prefect-server": {"database": 5432},
-    "migrate": {"database": 5432},
-    "register": {"prefect-server": 4200, "database": 5432},
+# Who is told an address needs what is there.
+ADDRESSES = {
+    "TIMESTEP_PREFECT_API_URL": ("prefect-server", 4200),
+    "TIMESTEP_DATABASE_URL": ("database", 5432),
+    "TIMESTEP_MODEL_SERVER_URL": ("model-server", 8001),
 }
+
+
+def needed(pod: Pod) -> set[tuple[str, int]]:
+    """Parts and ports that a pod connects to."""
+    names = {variable["name"] for variable in pod.environment}
+    if role(pod) == "register":
+        names.discard("TIMESTEP_MODEL_SERVER_URL")  # it writes down which models there are, and asks none
+    return {target for name, target in ADDRESSES.items() if name in names and target[0] != role(pod)}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_parts_reach_what_they_need(case: str) -> None:
     there = pods(case)
-    for source, targets in NEEDED.items():
-        for target, port in targets.items():
+    assert needed(there["api"]) == needed(there["flow-run"]) == set(ADDRESSES.values())
+    for source, pod in there.items():
+        for target, port in needed(pod):
             if target in there:
-                assert permits(case, there[source], there[target], port), f"{source} -> {target}"
+                assert permits(case, pod, there[target], port), f"{source} -> {target}"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,12 +119,36 @@ def test_who_may_reach_the_public_parts_is_said_by_the_values() -> None:
 
 
 def test_parts_reach_only_the_parts_they_need() -> None:
-    there = pods("observed")
-    ports = {"prefect-server": 4200, "database": 5432, "model-server": 8001}
-    for source in ("secrets", "prefect-server", "model-server", "migrate"):
-        for target, port in ports.items():
-            if target not in NEEDED.get(source, {}) and target != source:
-                assert not permits("observed", there[source], there[target], port), f"{source} -> {target}"
+    there = pods("ingress")
+    for source, pod in there.items():
+        for target, port in set(ADDRESSES.values()) - needed(pod):
+            if target != source:
+                assert not permits("ingress", pod, there[target], port), f"{source} -> {target}"
+
+
+@pytest.mark.parametrize("case", ["external-database", "split"])
+def test_both_ends_of_a_connection_agree(case: str) -> None:
+    there = pods(case)
+    for source, pod in there.items():
+        for target, port in {*ADDRESSES.values(), ("api", 8000)}:
+            if target in there and _names(case, pod, there[target], port):
+                assert permits(case, pod, there[target], port), f"{source} may call {target}, which lets it not in"
+
+
+def _names(case: str, source: Pod, target: Pod, port: int) -> bool:
+    """Whether a policy of the source names the target as one that it calls."""
+    rules = [rule for policy in applying(case, source, "Egress") for rule in policy["spec"]["egress"]]
+    return any(
+        _is_peer(case, peer, source, target) and port in [_port(one, target) for one in rule.get("ports", [])]
+        for rule in rules
+        for peer in rule.get("to", [])
+    )
+
+
+def test_helms_test_reaches_the_api_whoever_else_may() -> None:
+    rendering = render("ingress")
+    (tester,) = [pod for pod in rendering.pods if pod.owner == "Pod/timestep-test"]
+    assert permits("ingress", tester, pods("ingress")["api"], 8000)
 
 
 @pytest.mark.parametrize("case", CASES)

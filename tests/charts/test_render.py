@@ -7,7 +7,7 @@ import pytest
 
 from tests.charts.conftest import ALL_CASES
 from tests.charts.jobs import manifests
-from tests.charts.rendering import CASES, CHART, Document, arguments_of, render, run_helm
+from tests.charts.rendering import CASES, CHART, NAMESPACE, Document, render, run_helm
 from tests.charts.schemas import FOREIGN_KINDS, VERSIONS, problems
 
 MAJORS = (3, 4)
@@ -75,7 +75,17 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
 @pytest.mark.parametrize("case", ALL_CASES)
 def test_the_notes_say_where_things_are(case: str) -> None:
     # helm 3 asks a cluster for this; its lint renders them, too.
-    done = run_helm(4, "install", *arguments_of(case), "--dry-run=client")
+    done = run_helm(
+        4,
+        "install",
+        "timestep",
+        str(CHART),
+        "--namespace",
+        NAMESPACE,
+        "--dry-run=client",
+        "--values",
+        str(CASES / f"{case}.yaml"),
+    )
     notes = done.stdout.partition("\nNOTES:\n")[2]
     assert done.returncode == 0 and "helm test timestep -n work" in notes, done.stderr
     assert "<no value>" not in notes and "nil" not in notes and "{{" not in notes

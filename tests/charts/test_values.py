@@ -25,6 +25,7 @@ SHAPES: dict[str, Any] = {
     "step": [{"slug": "%s"}],
     "batch": [{"slug": "%s"}],
     "files": {"%s.py": ""},
+    "existingFiles": ["%s.py"],
     "extraEgress": [{"to": [{"podSelector": {"matchLabels": {"%s": ""}}}]}],
     "apiFrom": [{"podSelector": {"matchLabels": {"%s": ""}}}],
     "prefectFrom": [{"podSelector": {"matchLabels": {"%s": ""}}}],
@@ -52,8 +53,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a bucket, Redis, a gateway, scaled": ON
     | {"prefectServer.split.enabled": True, "database.enabled": False, "ingress.enabled": False}
     | {"gateway.enabled": True, "prefectServer.url": None, "agents.files": None, "networkPolicy.openEgress": False}
+    | {"storage.existingClaim": None}
     | {f"{name}.autoscaling.enabled": True for name in ("api", "modelServer", "warmWorker")},
-    "a Prefect server elsewhere": {"prefectServer.enabled": False, "worker.job.namespace": None, "agents.files": None},
+    "a Prefect server elsewhere": {"prefectServer.enabled": False, "agents.files": None, "storage.existingClaim": None},
 }
 
 
@@ -110,21 +112,26 @@ def test_every_switch_and_choice_changes_what_is_rendered(tmp_path: Path) -> Non
     hosts = {"api.host": "api.example.com", "prefectServer.host": "prefect.example.com"}
     beside: dict[str, dict[str, Any]] = {
         "database.enabled": {"database.existingSecret": "theirs"},
-        "prefectServer.enabled": {"prefectServer.url": "https://prefect.example.com/api"},
-        "prefectServer.split.enabled": {"prefectServer.redis.host": "redis"},
+        "prefectServer.enabled": {"prefectServer.auth.existingSecret": "theirs"},
+        "prefectServer.split.enabled": {"prefectServer.redis.existingSecret": "theirs"},
         "ingress.enabled": hosts,
         "ingress.tls.enabled": hosts | {"ingress.enabled": True},
         "gateway.enabled": hosts | {"gateway.parentRefs": [{"name": "public"}]},
         "gateway.https": hosts | {"gateway.parentRefs": [{"name": "public"}], "gateway.enabled": True},
         "networkPolicy.openEgress": {"networkPolicy.enabled": True},
-        "prefectServer.redis.tls": {"prefectServer.split.enabled": True, "prefectServer.redis.host": "redis"},
         "modelServer.podDisruptionBudget.enabled": {"modelServer.replicas": 2},
     }
+
+    # What goes with the other choice alone.
+    along = {"prefectServer.enabled": {"prefectServer.url": "https://prefect.example.com/api"}}
 
     def changes(value: Value) -> bool:
         fixed = beside.get(value.path, {})
         others = [one for one in value.extra.get("enum", [True, False]) if one != value.default]
-        texts = {rendered(tmp_path, f"{value.path} {one}", fixed | {value.path: one}) for one in others}
+        texts = {
+            rendered(tmp_path, f"{value.path} {one}", fixed | along.get(value.path, {}) | {value.path: one})
+            for one in others
+        }
         return rendered(tmp_path, value.path, fixed) not in texts
 
     switches = [value for value in VALUES if not is_marked(value)]
