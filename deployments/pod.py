@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _environment(role: str) -> dict[str, str]:
-    """The role's environment; makes the folders of the home."""
+    """The role's environment; makes the folders of the home, and goes to the one that the role is to start in."""
     if role not in ROLES:
         raise UsageError(f"No role '{role}'. Roles: {', '.join(ROLES)}.")
     if role in BARE_ROLES:
@@ -59,6 +59,11 @@ def _environment(role: str) -> dict[str, str]:
         settings = load_settings()
         for folder in (settings.home, settings.run_dir, settings.log_dir):
             folder.mkdir(parents=True, exist_ok=True)
+        if role == "job":
+            # Prefect copies the folder that a flow run starts in, which would be the whole installation.
+            empty = settings.home / "job"
+            empty.mkdir(exist_ok=True)
+            os.chdir(empty)
         return pod_environment(settings, **(_worker_variables() if role == "worker" else {}))
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)[0]
