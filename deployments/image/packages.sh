@@ -13,8 +13,10 @@ version=$(sed -n 's/^llama-cpp-python==\([^ ]*\).*/\1/p' /tmp/llama.txt)
 if ! ls "$wheels"/llama_cpp_python-"$version"-*.whl > /dev/null 2>&1; then
   CMAKE_ARGS="-DLLAVA_BUILD=OFF $LLAMA_OPTIONS" \
     pip wheel --quiet --no-deps --no-binary llama-cpp-python --require-hashes -r /tmp/llama.txt -w "$wheels.new"
+  # Whole or not at all, however a build is cut.
   mkdir -p "$wheels"
   mv "$wheels.new"/*.whl "$wheels"
+  rmdir "$wheels.new"
 fi
 
 uv sync --quiet --frozen --no-dev --no-install-project --no-install-package llama-cpp-python $extras
