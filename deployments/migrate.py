@@ -55,15 +55,15 @@ async def migrate(settings: Settings) -> None:
     database = _database(settings)
     try:
         await patiently(database, database.create_missing)
-        if await _needs(database, TIMESTEP):
+        if await _shown(database, TIMESTEP) is Standing.BEHIND:
             await database.migrate()
         # Before Prefect's migrations, which everybody waits for: an API without any key would not start.
         key = settings.first_api_key.get_secret_value().strip() if settings.first_api_key is not None else ""
         if key and await Keys(database).take_in(key, FIRST_KEY, [Scope.ADMIN]):
             _say(f"API key '{FIRST_KEY}' taken in.")
         async with _turn(database):
-            if await _needs(database, PREFECT):
-                await _migrate_prefect(database)
+            if (standing := await _shown(database, PREFECT)) is not Standing.NEWER:
+                await _migrate_prefect(database, behind=standing is Standing.BEHIND)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != NO_PRIVILEGE:
             raise
@@ -153,10 +153,10 @@ async def _standing(database: Database, name: str) -> Standing:
     return Standing.READY if at == newest else Standing.BEHIND
 
 
-async def _needs(database: Database, name: str) -> bool:
+async def _shown(database: Database, name: str) -> Standing:
     standing = await _standing(database, name)
     _say(f"Database '{name}' {standing}.")
-    return standing is Standing.BEHIND
+    return standing
 
 
 @asynccontextmanager
@@ -172,12 +172,20 @@ async def _turn(database: Database) -> AsyncIterator[None]:
         connection.terminate()
 
 
-async def _migrate_prefect(database: Database) -> None:
+async def _migrate_prefect(database: Database, *, behind: bool) -> None:
+    """Prefect's tables, and the types of its blocks: servers that start together and write those fail."""
     # Prefect reads it when it is imported.
     os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database.prefect_url
+    from prefect.plugins import load_prefect_collections
     from prefect.server.database import provide_database_interface
+    from prefect.server.models.block_registration import run_block_auto_registration
 
-    await provide_database_interface().create_db()
+    prefect = provide_database_interface()
+    if behind:
+        await prefect.create_db()
+    load_prefect_collections()
+    async with await prefect.session() as session:
+        await run_block_auto_registration(session=session)
 
 
 def _database(settings: Settings) -> Database:

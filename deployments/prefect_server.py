@@ -32,6 +32,8 @@ SHARED = {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": f"{REDIS}lease_storage",
     "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": f"{REDIS}cleanup_queue",
 }
+# The migration has done it; of several that do so when they start together, all but one fail.
+MIGRATED = {"PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 # The names that Prefect knew before.
 SYNONYMS = {
     "PREFECT_MESSAGING_BROKER": "PREFECT_SERVER_EVENTS_MESSAGING_BROKER",
@@ -83,7 +85,7 @@ def shared_environment(given: Mapping[str, str]) -> dict[str, str]:
         for name, value in given.items()
         if name.startswith(MESSAGES)
     }
-    return {**chosen, **{name: given.get(name, value) for name, value in queue.items()}}
+    return {**MIGRATED, **chosen, **{name: given.get(name, value) for name, value in queue.items()}}
 
 
 def _ui_folder() -> Path:
