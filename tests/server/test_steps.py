@@ -16,6 +16,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from flows.answering import Responses
 from flows.waiting import People
@@ -43,6 +44,7 @@ from timestep.errors import ConflictError, NotFoundError, UsageError
 from timestep.keys import Keys, Scope
 from timestep.server import sse
 from timestep.steps import CallDecision, decisions, traces
+from timestep.steps.views import ANSWER_SECONDS
 
 NOBODY = "00000000-0000-0000-0000-00000000000f"
 
@@ -674,6 +676,19 @@ async def test_while_prefect_hangs_it_says_so_and_streams_go_on(make: Make, stag
         finally:
             prefect.send_signal(signal.SIGCONT)
     assert types(came) == ["step.started", "step.finished"]
+
+
+async def test_a_busy_prefect_is_waited_for_longer_than_one_that_is_away(make: Make, stage: Stage) -> None:
+    step = await make()
+    engine = create_async_engine(Database(stage.database_url).prefect_url)
+    async with httpx.AsyncClient(base_url=stage.url, timeout=60) as client:
+        async with engine.begin() as busy:
+            await busy.execute(text("lock table flow_run in access exclusive mode"))  # its health asks for less
+            asking = asyncio.create_task(client.get(f"/{step.id}"))
+            await asyncio.sleep(ANSWER_SECONDS + 2)
+            assert not asking.done()
+        assert (await asking).status_code == 200
+    await engine.dispose()
 
 
 async def test_a_quiet_stream_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,9 @@ from timestep.database.engine import Database
 from timestep.database.models import StepRow
 from timestep.errors import NotFoundError, RunFailedError, ServiceUnavailableError, UsageError
 
-ANSWER_SECONDS = 5.0  # for Prefect's server; then it counts as away
+ANSWER_SECONDS = 5.0  # for Prefect's server; then it counts as away, unless it says that it is well
+BUSY_SECONDS = 20.0  # for one that does, and has much to do
+HEALTH_SECONDS = 2.0  # for it to say so
 PAGE = 200  # most runs that Prefect's API returns at once
 PREFIX_DIGITS = 8  # of an id that is cut short, at least
 STEP, BATCH = "step", "batch"  # the flows' names
@@ -195,16 +197,29 @@ async def pages(
 
 @asynccontextmanager
 async def answering(client: PrefectClient, seconds: float = ANSWER_SECONDS) -> AsyncIterator[None]:
-    """Names Prefect's server where it doesn't answer, or not in time."""
+    """Names Prefect's server where it doesn't answer, or not in time; one that is only busy gets more of it."""
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        async with asyncio.timeout(seconds) as limit:
+            patience = asyncio.create_task(_be_patient(str(client.api_url), limit, seconds))
+            try:
+                yield
+            finally:
+                patience.cancel()
     except (httpx.TransportError, TimeoutError) as error:
         raise ServiceUnavailableError("Prefect server", str(client.api_url)) from error
     except PrefectHTTPStatusError as error:
         if error.response.status_code < 500:
             raise
         raise ServiceUnavailableError("Prefect server", str(client.api_url)) from error
+
+
+async def _be_patient(api_url: str, limit: asyncio.Timeout, seconds: float) -> None:
+    """Put the limit off where the server is well. Asked apart: the client would try again, behind what waits there."""
+    await asyncio.sleep(seconds - HEALTH_SECONDS)
+    with suppress(httpx.HTTPError):
+        async with httpx.AsyncClient(timeout=HEALTH_SECONDS, trust_env=False) as probe:
+            if (await probe.get(f"{api_url.rstrip('/')}/health")).is_success and not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time() + max(BUSY_SECONDS, seconds))
 
 
 def _pending(call: Asked) -> PendingView:
