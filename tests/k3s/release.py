@@ -76,8 +76,12 @@ class Release:
 
     def trouble(self) -> str:
         """Pods that aren't well, with the end of what they say."""
-        said = []
-        for pod in self.get("pods"):
+        said: list[str] = []
+        try:
+            pods = self.get("pods")
+        except ClusterError as error:
+            return f"(no pods can be listed: {error})"
+        for pod in pods:
             status = pod["status"]
             states = [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
             for state in states:
