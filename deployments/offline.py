@@ -29,7 +29,7 @@ async def database_of(settings: Settings) -> AsyncIterator[Database]:
     state = load_state(settings)
     url = state.database if state is not None else settings.database_url
     if url:
-        async with _opened(url, migrated=state is not None and state.ready) as database:
+        async with opened(url, migrated=state is not None and state.ready) as database:
             yield database
         return
     lock = fasteners.InterProcessLock(settings.run_dir / "lock")
@@ -40,7 +40,7 @@ async def database_of(settings: Settings) -> AsyncIterator[Database]:
         await postgres.prepare(lambda _: None)
         program = postgres.program(service_environment(settings, instance.new_mark(settings.home)))
         await supervisor.start(program).first_ready
-        async with _opened(postgres.url) as database:
+        async with opened(postgres.url) as database:
             yield database
     finally:
         await supervisor.stop(["postgres"], STOP_SECONDS)
@@ -48,7 +48,8 @@ async def database_of(settings: Settings) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def _opened(url: str, *, migrated: bool = False) -> AsyncIterator[Database]:
+async def opened(url: str, *, migrated: bool = False) -> AsyncIterator[Database]:
+    """The database at ``url``, with its tables unless they are known to be there."""
     database = Database(url)
     try:
         if not migrated:

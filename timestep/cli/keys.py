@@ -12,7 +12,6 @@ from timestep.cli.options import Home, Json, run, settings_of
 from timestep.errors import UsageError
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the HTTP API: create, list, revoke.")
-SCOPES = ("inference", "training", "admin")
 
 
 @keys.command()
@@ -29,9 +28,9 @@ def create(
     """Make a key and print it: it can't be shown again. From the first one on, the API asks for a key."""
     from timestep.keys import Scope
 
-    asked = scope or ["inference"]
-    if unknown := set(asked) - set(SCOPES):
-        raise UsageError(f"No scope '{unknown.pop()}'. Scopes: {', '.join(SCOPES)}.")
+    asked, known = scope or [Scope.INFERENCE.value], tuple(one.value for one in Scope)
+    if unknown := set(asked) - set(known):
+        raise UsageError(f"No scope '{unknown.pop()}'. Scopes: {', '.join(known)}.")
     scopes = [Scope(one) for one in asked]
     row, key = run(_with(home, lambda kept: kept.create(name, scopes, requests_per_minute)))
     if as_json:

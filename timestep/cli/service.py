@@ -75,14 +75,10 @@ def serve(
 
 
 async def _migrated(database_url: str) -> None:
-    from timestep.database.engine import Database
+    from deployments.offline import opened
 
-    database = Database(database_url)
-    try:
-        await database.create_missing()
-        await database.migrate()
-    finally:
-        await database.close()
+    async with opened(database_url):
+        pass  # its tables are there now
 
 
 def status(home: Home = None, as_json: Json = False) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from timestep.server.records import Shelves
 
 MARGIN = timedelta(minutes=5)  # for which clocks may differ
-PAGE = 200
 
 
 class StoppedBatches:
@@ -57,7 +56,7 @@ class StoppedBatches:
 
         from timestep.batches.record import standings
         from timestep.server.batch_views import TAG, lacks_results
-        from timestep.steps.views import answering
+        from timestep.steps.views import pages
 
         chosen = FlowRunFilter(
             tags=FlowRunFilterTags(all_=[TAG]),
@@ -66,11 +65,7 @@ class StoppedBatches:
         )
         found: list[FlowRun] = []
         done: set[tuple[UUID, UUID]] = set()
-        offset, more = 0, True
-        while more:
-            async with answering(self._client):
-                page = await self._client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, offset=offset)
-            offset, more = offset + PAGE, len(page) == PAGE
+        async for page in pages(self._client, chosen, flows=None):
             known = {run.id for run in page if run.state is not None and (run.id, run.state.id) in self._done}
             fresh = [run.id for run in page if run.id not in known]
             standing = await standings(shelves.database, fresh) if fresh else {}

@@ -10,7 +10,7 @@ from openai.types import Batch, BatchError, BatchRequestCounts
 from openai.types.batch import Errors
 
 from timestep.server import ids, run_lists
-from timestep.server.records import Records, Shelves
+from timestep.server.records import Records
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -23,16 +23,16 @@ TAG, PREFIX, KIND = "openai:batch", "batch_", "batch"
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
 
 
-async def view(records: Records, shelves: Shelves, run: FlowRun) -> Batch:
+async def view(records: Records, run: FlowRun) -> Batch:
     """The batch as it stands."""
-    return (await views(records, shelves, [run]))[0]
+    return (await views(records, [run]))[0]
 
 
-async def views(records: Records, shelves: Shelves, runs: Sequence[FlowRun]) -> list[Batch]:
+async def views(records: Records, runs: Sequence[FlowRun]) -> list[Batch]:
     """The batches as they stand."""
     from timestep.batches.record import standings
 
-    found = await standings(shelves.database, [run.id for run in runs])
+    found = await standings(records.database, [run.id for run in runs])
     return [await _batch(records, run, found[run.id]) for run in runs]
 
 

@@ -70,17 +70,17 @@ async def create(body: CreateBatch, request: Request) -> Batch:
     }
     parameters = {"inputs": row.id, "settings": settings}
     run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
-    return await batch_views.view(records, shelves, run)
+    return await batch_views.view(records, run)
 
 
 @router.get("", summary="List batches", response_model=Page[Batch], responses=errors(404))
 async def list_batches(request: Request, limit: Limit = 20, after: After = None) -> object:
     """Batches, the newest first."""
     housekeeper: Housekeeper = request.app.state.housekeeper
-    records, shelves = await housekeeper.records(), await housekeeper.shelves()
+    records = await housekeeper.records()
     last = None if after is None else await run_lists.read(records, TAG, PREFIX, after, KIND)
     found = await run_lists.newest(records, TAG, limit, last)
-    return page(await batch_views.views(records, shelves, found), limit)
+    return page(await batch_views.views(records, found), limit)
 
 
 @router.get("/{batch_id}", summary="Get a batch", responses=errors(404))
@@ -89,7 +89,7 @@ async def get_batch(batch_id: str, request: Request) -> Batch:
     housekeeper: Housekeeper = request.app.state.housekeeper
     records = await housekeeper.records()
     run = await run_lists.read(records, TAG, PREFIX, batch_id, KIND)
-    return await batch_views.view(records, await housekeeper.shelves(), run)
+    return await batch_views.view(records, run)
 
 
 @router.post("/{batch_id}/cancel", summary="Cancel a batch", responses=errors(404, 409))
@@ -100,7 +100,7 @@ async def cancel(batch_id: str, request: Request) -> Batch:
     housekeeper: Housekeeper = request.app.state.housekeeper
     records: Records = await housekeeper.records()
     run = await run_lists.read(records, TAG, PREFIX, batch_id, KIND)
-    status = (await batch_views.view(records, await housekeeper.shelves(), run)).status
+    status = (await batch_views.view(records, run)).status
     if status in ("completed", "expired", "failed"):
         raise ConflictError(f"Batch '{batch_id}' is {status} already.")
     await steps.cancel(records.client, records.database, run.id)

@@ -7,13 +7,11 @@ from fastapi.responses import Response
 from openai.types.chat import ChatCompletion
 
 from timestep.models.request import ChatRequest
-from timestep.server.documented import errors
 from timestep.server.inference import documented, infer
 
 router = APIRouter(tags=["inference"])
 
 _DOCUMENT: dict[str, Any] = documented(ChatRequest, ChatCompletion, streams=True)
-_DOCUMENT["responses"] |= errors(404)
 
 
 @router.post(

@@ -8,7 +8,6 @@ from openai.types.completion import Completion
 from openai.types.completion_choice import CompletionChoice, Logprobs
 
 from timestep.models.request import CompletionRequest
-from timestep.server.documented import errors
 from timestep.server.inference import documented, infer
 
 router = APIRouter(tags=["inference"])
@@ -33,7 +32,6 @@ class TextCompletion(Completion):
 
 
 _DOCUMENT: dict[str, Any] = documented(CompletionRequest, TextCompletion, streams=True)
-_DOCUMENT["responses"] |= errors(404)
 
 
 @router.post("/v1/completions", operation_id="createCompletion", summary="Create a completion.", **_DOCUMENT)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from timestep.agents.responses.items import Item, check_items, complete
 from timestep.agents.responses.request import Metadata
 from timestep.errors import ConflictError, NotFoundError
 from timestep.server.documented import errors
-from timestep.server.pages import After, Limit, Order, Page, page
+from timestep.server.pages import After, Include, Limit, Order, Page, page
 from timestep.server.records import Housekeeper
 from timestep.server.refusals import known_query
 
@@ -20,7 +20,6 @@ router = APIRouter(prefix="/v1/conversations", tags=["conversations"], dependenc
 MOST_ITEMS = 20  # that are added at once, as in OpenAI's API
 
 Items = Annotated[list[dict[str, Any]], Field(max_length=MOST_ITEMS, description="Input items of the Responses API.")]
-Include = Annotated[list[str] | None, Query(alias="include[]", include_in_schema=False)]
 
 
 class CreateConversation(BaseModel):
@@ -142,4 +141,4 @@ def _completed(items: list[Item]) -> list[Item]:
 
 async def _database(request: Request) -> Any:
     housekeeper: Housekeeper = request.app.state.housekeeper
-    return (await housekeeper.shelves()).database
+    return await housekeeper.database()

@@ -64,9 +64,20 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 EVERYWHERE = errors(400, 401, 403, 408, 413, 429, 500, 503, 504)
 
 
-def json_body(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
     """``openapi_extra`` of a route that parses its JSON body by hand."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def form_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """``openapi_extra`` of a route that takes a form."""
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """``openapi_extra`` of a route whose body is a ``model``, with all that it refers to written out."""
+    schema = model.model_json_schema()
+    return json_body(_inlined(schema, schema.pop("$defs", {})))
 
 
 def install_openapi(app: FastAPI) -> None:
@@ -96,12 +107,12 @@ def _corrected(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
     """The schema with what it refers to in its place: a document has no place for the definitions of a body."""
     if isinstance(schema, list):
-        return [inlined(part, definitions) for part in schema]
+        return [_inlined(part, definitions) for part in schema]
     if not isinstance(schema, dict):
         return schema
     if isinstance(reference := schema.get("$ref"), str):
-        return inlined(definitions[reference.rpartition("/")[2]], definitions)
-    return {key: inlined(part, definitions) for key, part in schema.items()}
+        return _inlined(definitions[reference.rpartition("/")[2]], definitions)
+    return {key: _inlined(part, definitions) for key, part in schema.items()}

@@ -7,7 +7,6 @@ from fastapi.responses import Response
 from openai.types import CreateEmbeddingResponse, Embedding
 
 from timestep.models.request import EmbeddingRequest
-from timestep.server.documented import errors
 from timestep.server.inference import documented, infer
 
 router = APIRouter(tags=["inference"])
@@ -26,7 +25,6 @@ class Embeddings(CreateEmbeddingResponse):
 
 
 _DOCUMENT: dict[str, Any] = documented(EmbeddingRequest, Embeddings)
-_DOCUMENT["responses"] |= errors(404)
 
 
 @router.post("/v1/embeddings", operation_id="createEmbedding", summary="Create embeddings.", **_DOCUMENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import quote
 
 from fastapi.exceptions import RequestValidationError
 from openai.types import FileObject
@@ -57,6 +58,11 @@ def lifetime(purpose: str, expires_after: ExpiresAfter | None) -> int | None:
     if expires_after is not None:
         return expires_after.seconds
     return BATCH_SECONDS if purpose == "batch" else None
+
+
+def attachment(filename: str) -> str:
+    """The ``content-disposition`` of bytes that a browser saves under this name."""
+    return f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def view(row: FileRow) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -13,8 +12,8 @@ from openai.types import FileDeleted
 
 from timestep.errors import UsageError
 from timestep.models.errors import error_body
-from timestep.server.documented import ErrorBody, errors
-from timestep.server.file_views import AnyPurpose, File, FileFields, parsed, view
+from timestep.server.documented import ErrorBody, errors, form_body
+from timestep.server.file_views import AnyPurpose, File, FileFields, attachment, parsed, view
 from timestep.server.forms import read_form
 from timestep.server.pages import After, Order, Page, page
 from timestep.server.ranges import asked_range
@@ -49,11 +48,6 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     416: {"model": ErrorBody, "description": "The file has none of the bytes that were asked for."},
     **errors(404),
 }
-
-
-def form_body(schema: dict[str, Any]) -> dict[str, Any]:
-    """``openapi_extra`` of a route that takes a form."""
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 @router.post("", response_model=File, response_model_exclude_none=True, openapi_extra=form_body(_FORM))
@@ -116,7 +110,7 @@ async def get_content(
     pieces = files.read(row, start, end) if part else files.read(row)
     first = await anext(pieces, b"")  # storage that is away is said now
     headers = {"content-length": str(end - start), "etag": tag, "accept-ranges": "bytes", **_SAFE}
-    headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(_last_part(row.filename))}"
+    headers["content-disposition"] = attachment(_last_part(row.filename))
     if part is not None:
         headers["content-range"] = f"bytes {start}-{end - 1}/{row.bytes}"
     media = "application/octet-stream"

@@ -1,4 +1,4 @@
-"""Ids of objects that are views of flow runs: a prefix, and the flow run's id without its dashes."""
+"""Ids of objects: those that are views of flow runs have a prefix, and the flow run's id without its dashes."""
 
 import re
 from uuid import UUID
@@ -19,3 +19,11 @@ def run_id(prefix: str, name: str, kind: str) -> UUID:
     if not name.startswith(prefix) or not _HEX.fullmatch(digits):
         raise NotFoundError(kind, name)
     return UUID(digits)
+
+
+def known_id(kind: str, name: str) -> str:
+    """``name``, which is to be a UUID, as we write them. NotFoundError: no ``kind`` can have it."""
+    try:
+        return str(UUID(name))
+    except ValueError:
+        raise NotFoundError(kind, name) from None

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from timestep.errors import NotFoundError, ServiceUnavailableError
 from timestep.models import endpoints
 from timestep.models.routing import PREFIX, is_file
-from timestep.server.documented import inlined, json_body
+from timestep.server.documented import errors, schema_of
 from timestep.server.upstream import Upstream
 from timestep.settings import Settings
 
@@ -56,9 +56,8 @@ def refuse_files(model: str) -> None:
 
 def documented(body: type[BaseModel], answer: type[BaseModel], *, streams: bool = False) -> dict[str, Any]:
     """What the OpenAPI document says of an operation whose body the model server or the provider judges."""
-    schema = body.model_json_schema()
     done: dict[str, Any] = {"model": answer, **({"content": _EVENTS} if streams else {})}
-    return {"openapi_extra": json_body(inlined(schema, schema.pop("$defs", {}))), "responses": {200: done}}
+    return {"openapi_extra": schema_of(body), "responses": {200: done, **errors(404)}}
 
 
 def _asked(body: bytes) -> dict[str, Any]:

@@ -13,6 +13,9 @@ After = Annotated[str | None, Query(description="Id of the last object of the pa
 Before = Annotated[str | None, Query(description="Id of the first object of the page behind.")]
 Order = Annotated[Literal["asc", "desc"], Query(description="By time of creation.")]
 
+# What OpenAI's clients name to get more of each object than by default; here all of it comes always.
+Include = Annotated[list[str] | None, Query(alias="include[]", include_in_schema=False)]
+
 
 class Page(BaseModel, Generic[T]):
     """One page of a list. ``first_id`` and ``last_id`` are empty where it is."""

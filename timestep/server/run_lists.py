@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 METADATA = "metadata."  # before the keys of an object's metadata, among its flow run's labels
 MOST_PAIRS, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
-PAGE = 200
 
 
 def labels(metadata: dict[str, str] | None) -> dict[str, str]:
@@ -54,22 +53,19 @@ async def newest(records: Records, tag: str, limit: int, after: FlowRun | None, 
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterExpectedStartTime, FlowRunFilterTags
     from prefect.client.schemas.sorting import FlowRunSort
 
-    from timestep.steps.views import answering
+    from timestep.steps.views import pages
 
     before = None if after is None else FlowRunFilterExpectedStartTime(before_=after.expected_start_time)
     chosen = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]), expected_start_time=before)
     found: list[FlowRun] = []
-    skipping, offset, more = after is not None, 0, True
-    while more and len(found) <= limit:
-        async with answering(records.client):
-            page = await records.client.read_flow_runs(
-                flow_run_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=PAGE, offset=offset
-            )
+    skipping = after is not None
+    async for page in pages(records.client, chosen, flows=None, sort=FlowRunSort.EXPECTED_START_TIME_DESC):
         for run in page:
             if not skipping and _labelled(run, labelled):
                 found.append(run)
             skipping = skipping and after is not None and run.id != after.id
-        offset, more = offset + PAGE, len(page) == PAGE
+        if len(found) > limit:
+            break
     return found[: limit + 1]
 
 

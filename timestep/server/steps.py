@@ -15,9 +15,9 @@ from fastapi.responses import Response, StreamingResponse
 
 from timestep.agents.record.step_view import CallDecision, StepView
 from timestep.agents.types import Mode
-from timestep.errors import NotFoundError, UsageError
+from timestep.errors import UsageError
 from timestep.keys import Scope
-from timestep.server import sse
+from timestep.server import ids, sse
 from timestep.server.documented import errors, json_body
 from timestep.server.records import Housekeeper, Records
 from timestep.server.security.scopes import demand
@@ -199,7 +199,4 @@ def scope_of(mode: Any) -> Scope:
 
 def step_id(step: str) -> UUID:
     """The id of a step. NotFoundError: no step can have this one."""
-    try:
-        return UUID(step)
-    except ValueError:
-        raise NotFoundError("step", step) from None
+    return UUID(ids.known_id("step", step))

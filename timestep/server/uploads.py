@@ -11,9 +11,8 @@ from openai.types.uploads import UploadPart
 from pydantic import BaseModel, ConfigDict, Field
 
 from timestep.errors import NotFoundError
-from timestep.server.documented import errors
+from timestep.server.documented import errors, form_body
 from timestep.server.file_views import ExpiresAfter, File, Purpose, lifetime, view
-from timestep.server.files import form_body
 from timestep.server.forms import read_form
 from timestep.server.refusals import known_query
 

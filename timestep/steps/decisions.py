@@ -19,7 +19,7 @@ from timestep.agents.record.step_view import ENDED, CallDecision
 from timestep.agents.record.waiting import Decision, Kind
 from timestep.database.engine import Database
 from timestep.errors import ConflictError, NotFoundError, ServiceUnavailableError
-from timestep.steps.views import STEPS, answering, read, status_of
+from timestep.steps.views import answering, pages, read, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +78,7 @@ async def sweep(client: PrefectClient, database: Database) -> None:
     """
     await expire(database)
     suspended = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
-    offset, page = 0, 200
-    while True:
-        async with answering(client):
-            found = await client.read_flow_runs(flow_filter=STEPS, flow_run_filter=suspended, limit=page, offset=offset)
+    async for found in pages(client, suspended):
         asking = [str(run.id) for run in found if run.state is not None and run.state.state_details.run_input_keyset]
         for step_id in await decided(database, asking):
             try:
@@ -94,9 +91,6 @@ async def sweep(client: PrefectClient, database: Database) -> None:
                 logger.warning("Step '%s' can't go on now: %s", step_id, error)
             except Exception:
                 logger.exception("Step '%s' can't go on", step_id)
-        if len(found) < page:
-            return
-        offset += page
 
 
 async def _resumed(client: PrefectClient, run_id: UUID, values: dict[str, Any] | None) -> bool:

@@ -22,11 +22,10 @@ from timestep.agents.record.step_trace import WAITING
 from timestep.database.engine import Database
 from timestep.database.models import ApprovalRow, StepRow
 from timestep.errors import NotFoundError
-from timestep.steps.views import STEPS, answering, error_of, read, status_of
+from timestep.steps.views import error_of, pages, read, status_of
 
 RECENT = timedelta(hours=1)  # those that ended while every server was away for longer keep what they say
 SETTLED = timedelta(seconds=15)  # by then a process that was cancelled has written its trace itself
-PAGE = 200
 
 
 class EndedTraces:
@@ -61,15 +60,7 @@ class EndedTraces:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED, StateType.FAILED])),
             end_time=FlowRunFilterEndTime(after_=now - RECENT, before_=now - SETTLED),
         )
-        found: list[FlowRun] = []
-        while True:
-            async with answering(self._client):
-                page = await self._client.read_flow_runs(
-                    flow_filter=STEPS, flow_run_filter=chosen, limit=PAGE, offset=len(found)
-                )
-            found += page
-            if len(page) < PAGE:
-                return found
+        return [run async for page in pages(self._client, chosen) for run in page]
 
     async def _complete(self, run: FlowRun, began: datetime) -> None:
         agent, step_id = str(run.parameters.get("agent") or "assistant"), str(run.id)

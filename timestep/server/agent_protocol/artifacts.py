@@ -2,13 +2,13 @@
 
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import quote
 from uuid import uuid4
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from timestep.errors import NotFoundError, ParameterError
+from timestep.server import ids
 from timestep.server.agent_protocol import artifact_rows, tasks
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
@@ -18,7 +18,8 @@ from timestep.server.agent_protocol.shapes import (
     Pagination,
     TaskArtifactsListResponse,
 )
-from timestep.server.files import form_body
+from timestep.server.documented import form_body
+from timestep.server.file_views import attachment
 from timestep.server.forms import read_form
 
 router = protocol_router()
@@ -46,7 +47,7 @@ async def listed(
     task_id: str, request: Request, current_page: CurrentPage = 1, page_size: PageSize = 10
 ) -> TaskArtifactsListResponse:
     """The artifacts, oldest first."""
-    async with (await request.app.state.housekeeper.shelves()).database.session() as session:
+    async with (await request.app.state.housekeeper.database()).session() as session:
         row = await tasks.find(session, task_id)
         found, total = await artifact_rows.page(session, row.id, page_size, (current_page - 1) * page_size)
     shown = [tasks.artifact(one) for one in found]
@@ -90,12 +91,12 @@ async def download(task_id: str, artifact_id: str, request: Request) -> Streamin
     shelves = await request.app.state.housekeeper.shelves()
     async with shelves.database.session() as session:
         task = await tasks.find(session, task_id)
-        row = await session.get(ArtifactRow, tasks.known_id("artifact", artifact_id))
+        row = await session.get(ArtifactRow, ids.known_id("artifact", artifact_id))
     if row is None or row.task_id != task.id or not row.stored:
         raise NotFoundError("artifact", artifact_id)
     headers = {
         "content-length": str((await shelves.store.stat(row.key)).size),
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(row.file_name, safe='')}",
+        "content-disposition": attachment(row.file_name),
         "x-content-type-options": "nosniff",
     }
     return StreamingResponse(shelves.store.stream(row.key), headers=headers, media_type="application/octet-stream")

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from timestep.agents.record.step_view import ENDED, StepStatus, StepView
 from timestep.errors import NotFoundError
+from timestep.server import ids
 from timestep.server.agent_protocol import artifact_rows, tasks
 from timestep.server.agent_protocol.execution import execute
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
@@ -90,7 +91,7 @@ async def get(task_id: str, step_id: str, request: Request) -> Step:
     records = await request.app.state.housekeeper.records()
     async with records.database.session() as session:
         task = await tasks.find(session, task_id)
-        row = await session.get(TaskStepRow, tasks.known_id("step", step_id))
+        row = await session.get(TaskStepRow, ids.known_id("step", step_id))
         if row is None or row.task_id != task.id:
             raise NotFoundError("step", step_id)
         last = await session.scalar(select(func.max(TaskStepRow.number)).where(TaskStepRow.task_id == task.id))

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from fastapi import Request
 
 from timestep.errors import NotFoundError
+from timestep.server import ids
 from timestep.server.agent_protocol import artifact_rows
 from timestep.server.agent_protocol.route import NOT_FOUND, protocol_router
 from timestep.server.agent_protocol.shapes import (
@@ -34,7 +35,7 @@ async def create(request: Request, body: TaskRequestBody | None = None) -> Task:
 
     asked = body or TaskRequestBody()
     row = TaskRow(id=str(uuid4()), input=asked.input, additional_input=asked.additional_input)
-    async with (await request.app.state.housekeeper.shelves()).database.session() as session:
+    async with (await request.app.state.housekeeper.database()).session() as session:
         session.add(row)
     return view(row, ())
 
@@ -46,7 +47,7 @@ async def listed(request: Request, current_page: CurrentPage = 1, page_size: Pag
 
     from timestep.database.models import TaskRow
 
-    async with (await request.app.state.housekeeper.shelves()).database.session() as session:
+    async with (await request.app.state.housekeeper.database()).session() as session:
         total = await session.scalar(select(func.count()).select_from(TaskRow)) or 0
         chosen = select(TaskRow).order_by(TaskRow.number).limit(page_size).offset((current_page - 1) * page_size)
         rows = list(await session.scalars(chosen))
@@ -58,7 +59,7 @@ async def listed(request: Request, current_page: CurrentPage = 1, page_size: Pag
 @router.get("/{task_id}", operation_id="getAgentTask", summary="Get a task.", responses=NOT_FOUND)
 async def get(task_id: str, request: Request) -> Task:
     """The task with its artifacts."""
-    async with (await request.app.state.housekeeper.shelves()).database.session() as session:
+    async with (await request.app.state.housekeeper.database()).session() as session:
         row = await find(session, task_id)
         return view(row, (await artifact_rows.of_tasks(session, [row.id]))[row.id])
 
@@ -67,18 +68,10 @@ async def find(session: "AsyncSession", task_id: str, *, lock: bool = False) -> 
     """The task; ``lock`` keeps it for this transaction. NotFoundError: there is none."""
     from timestep.database.models import TaskRow
 
-    row = await session.get(TaskRow, known_id("task", task_id), with_for_update=lock)
+    row = await session.get(TaskRow, ids.known_id("task", task_id), with_for_update=lock)
     if row is None:
         raise NotFoundError("task", task_id)
     return row
-
-
-def known_id(kind: str, name: str) -> str:
-    """``name`` as we write ids. NotFoundError: no ``kind`` can have it."""
-    try:
-        return str(UUID(name))
-    except ValueError:
-        raise NotFoundError(kind, name) from None
 
 
 def view(row: "TaskRow", artifacts: Iterable["ArtifactRow"]) -> Task:

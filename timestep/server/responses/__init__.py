@@ -9,18 +9,16 @@ from pydantic import BaseModel
 
 from timestep.agents.responses.request import ResponseRequest
 from timestep.errors import NotSupportedError, UsageError
-from timestep.server.documented import errors
-from timestep.server.pages import After, Limit, Order, Page
+from timestep.server.documented import errors, schema_of
+from timestep.server.pages import After, Include, Limit, Order, Page
 from timestep.server.refusals import known_query
 from timestep.server.responses import creation, lookup, streams
-from timestep.server.responses.bodies import json_object, schema_of
+from timestep.server.responses.bodies import json_object
 
 router = APIRouter(prefix="/v1/responses", tags=["responses"], dependencies=[Depends(known_query)])
 
 _STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "Events, where a stream is asked for."}}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": _STREAM}}
-
-Include = Annotated[list[str] | None, Query(alias="include[]", include_in_schema=False)]
 
 
 class DeletedResponse(BaseModel):

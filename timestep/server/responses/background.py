@@ -109,7 +109,7 @@ async def _discard(records: Records, store: ObjectStore, run_id: UUID) -> None:
             await store.delete(key)
 
 
-def is_step(name: str, response: dict[str, Any]) -> bool:
+def is_step(response: dict[str, Any]) -> bool:
     """Whether a step answers it, or did."""
     return bool(response["background"]) or str(response["model"]).startswith(AGENT)
 

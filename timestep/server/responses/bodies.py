@@ -1,13 +1,11 @@
-"""JSON bodies of requests that are judged by hand: read, and documented."""
+"""JSON bodies of requests that are judged by hand."""
 
 import json
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel
 
 from timestep.errors import UsageError
-from timestep.server.documented import inlined, json_body
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -23,9 +21,3 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
-
-
-def schema_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """``openapi_extra`` of a route whose body is a ``model``, with all that it refers to written out."""
-    schema = model.model_json_schema()
-    return json_body(inlined(schema, schema.pop("$defs", {})), required=required)

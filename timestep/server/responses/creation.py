@@ -48,7 +48,7 @@ async def _turn(request: Request, asked: ResponseRequest, earlier: Earlier, item
     known = request.app.state.settings.database_url is not None
     store = asked.store is not False and (known or asked.store is True)
     keeps = store or asked.conversation_id is not None
-    database = (await housekeeper.shelves()).database if keeps else None
+    database = await housekeeper.database() if keeps else None
 
     async def keep(response: dict[str, Any]) -> None:
         if database is not None:
@@ -109,7 +109,7 @@ async def _earlier(request: Request, asked: ResponseRequest) -> Earlier:
         from timestep.agents.responses import conversations
 
         housekeeper: Housekeeper = request.app.state.housekeeper
-        return Earlier(*await conversations.history((await housekeeper.shelves()).database, asked.conversation_id))
+        return Earlier(*await conversations.history(await housekeeper.database(), asked.conversation_id))
     if asked.previous_response_id is None:
         return Earlier([])
     before = await lookup.find(request, asked.previous_response_id)

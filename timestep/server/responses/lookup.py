@@ -24,7 +24,7 @@ async def find(request: Request, id: str) -> Stored:
     if not is_id(id):
         raise NotFoundError(background.KIND, id)
     housekeeper: Housekeeper = request.app.state.housekeeper
-    if (found := await stored.load((await housekeeper.shelves()).database, id)) is not None:
+    if (found := await stored.load(await housekeeper.database(), id)) is not None:
         return found
     found = await background.load(await housekeeper.records(), id)
     if not found.response["store"]:

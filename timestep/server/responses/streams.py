@@ -21,7 +21,7 @@ async def again(request: Request, id: str, after: int | None) -> StreamingRespon
     from timestep.server.responses import background
 
     found = await lookup.find(request, id)
-    if background.is_step(id, found.response):
+    if background.is_step(found.response):
         return live(request, background.narrate(await request.app.state.housekeeper.records(), id, after))
     return live(request, _retold(found.response, -1 if after is None else after))
 
