@@ -333,7 +333,7 @@ SystemdCgroup = false
                 reason = ""
             if time.monotonic() > end:
                 raise ClusterError(f"no {what} within {seconds:.0f} s{reason}")
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def last_words(self, name: str) -> str:
         """The end of a component's log."""

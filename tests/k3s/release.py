@@ -34,6 +34,7 @@ class Release:
     cluster: Cluster
     helm: Path
     values: dict[str, Any] = field(default_factory=dict)
+    _volumes: dict[str, Path] = field(default_factory=dict)
 
     def make_namespace(self) -> None:
         """As restricted as Kubernetes knows it."""
@@ -113,10 +114,13 @@ class Release:
         return f"{found['spec']['clusterIP']}:{found['spec']['ports'][0]['port']}"
 
     def volume(self, name: str) -> Path:
-        """The folder behind a claim whose name holds ``name``."""
+        """The folder behind a claim whose name holds ``name``: the same for as long as the claim is there."""
+        if name in self._volumes:
+            return self._volumes[name]
         (claim,) = [one for one in self.get("persistentvolumeclaims") if name in one["metadata"]["name"]]
         (volume,) = self.cluster.get("persistentvolume", claim["spec"]["volumeName"])
-        return Path(volume["spec"]["local"]["path"])
+        self._volumes[name] = Path(volume["spec"]["local"]["path"])
+        return self._volumes[name]
 
     def pods(self, labels: str) -> list[dict[str, Any]]:
         """Pods that run, by their labels."""
@@ -173,13 +177,13 @@ class Release:
 
         return asyncio.run(ask())
 
-    def prefect(self, path: str, body: dict[str, Any]) -> Any:
+    def prefect(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         """What Prefect's API answers."""
         user, password = self.secret("prefect-auth", "auth").split(":", 1)
         url = f"http://{self.address('prefect-server')}/api/{path}"
-        answer = httpx.post(url, json=body, auth=(user, password), timeout=30, trust_env=False)
+        answer = httpx.request(method, url, json=body, auth=(user, password), timeout=30, trust_env=False)
         answer.raise_for_status()
-        return answer.json()
+        return answer.json() if answer.content else None
 
 
 class Service:

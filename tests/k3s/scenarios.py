@@ -4,6 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ STEPS = 3  # at work while something is killed
 SAMPLES = 10  # of a step's latency
 LINES = 3  # of the batch
 EPOCHS = 2
+BETWEEN = 6  # seconds between two steps that are started during an upgrade
 # What may be left by an uninstall beside the volume claims: what every namespace has.
 ORDINARY = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 MIDDLE = "worker/1/0"  # a call in the middle of a step
@@ -178,6 +180,7 @@ class Scenarios:
             return self.release.prefect("flow_runs/filter", body)
 
         run = self.release.cluster.wait("batch by schedule", ended, 200)[0]
+        self._pause(run["deployment_id"])
         wrong = "" if run["state"]["type"] == "COMPLETED" and run["auto_scheduled"] else f"it ended as {run['state']}"
         results = self.release.volume("storage") / "batches" / run["id"] / "output.jsonl"
         if not wrong:
@@ -186,6 +189,12 @@ class Scenarios:
         return Row(
             f"a batch of {LINES} lines by a schedule (upgraded in {took:.0f} s)", _seconds(run["total_run_time"]), wrong
         )
+
+    def _pause(self, deployment: str) -> None:
+        """No more batches: what is measured after this is measured without them."""
+        for schedule in self.release.prefect(f"deployments/{deployment}/schedules", method="GET"):
+            paused = {"active": False}
+            self.release.prefect(f"deployments/{deployment}/schedules/{schedule['id']}", paused, method="PATCH")
 
     def warm_worker_killed(self) -> Row:
         return self._killed("warm worker", f"{COMPONENT}=warm-worker")
@@ -258,26 +267,34 @@ class Scenarios:
         return Row("kill -9 pod of a training step in its 2nd epoch", f"went on after {went_on:.1f} s", wrong)
 
     def upgraded(self) -> Row:
-        """While steps are in their middle; to pods of their own for every run."""
+        """While steps are at work, one after the other; to pods of their own for every run."""
         self.release.settled()
-        steps = {self.service.start("worker", tag): tag for tag in (f"upgrade {n}" for n in range(STEPS))}
-        self._in_the_middle(set(steps.values()))
+        steps: dict[str, str] = {}
         began = time.monotonic()
-        self.release.upgrade(warmWorker={"enabled": False}, podAnnotations={"test": "upgraded"})
+        with ThreadPoolExecutor(1) as pool:
+            values = {"warmWorker": {"enabled": False}, "podAnnotations": {"test": "upgraded"}}
+            upgrading = pool.submit(self.release.upgrade, **values)
+            while not upgrading.done():
+                tag = f"upgrade {len(steps)}"
+                steps[self.service.start("worker", tag)] = tag
+                time.sleep(BETWEEN)
+            upgrading.result()
         took = time.monotonic() - began
         for step in steps:
-            self.service.reaches(step, "succeeded", seconds=300)
+            self.service.reaches(step, "succeeded", seconds=600)
         wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
-        return Row(
-            f"`helm upgrade` of every pod, {STEPS} steps at work", f"{_seconds(took)}, {cut} cut calls again", wrong
-        )
+        what = f"`helm upgrade` that replaces every pod, {len(steps)} steps meanwhile"
+        return Row(what, f"{_seconds(took)}, {cut} cut calls again", wrong)
 
     def flow_run_pod_killed(self) -> Row:
         """Without warm workers: a step that thinks, in a pod of its own."""
         self.release.settled()
         step, tag = self.service.start("worker", "own pod"), "own pod"
+        # Before its middle: a look at the pods may last longer than the rest of the step.
+        mine = f"{FLOW_RUN}={step}"
+        processes = self.release.cluster.wait("pod of the step", lambda: self.release.processes(mine), 180)
         self._in_the_middle({tag})
-        at = self.release.kill(self.release.processes(f"{FLOW_RUN}={step}"))
+        at = self.release.kill(processes)
         self.service.reaches(step, "succeeded", seconds=300)
         wrong, cut = calls.wrong(self.release, self.calls(), {step: tag}, "worker")
         jobs = len(self._jobs(step))
@@ -293,9 +310,7 @@ class Scenarios:
         took = time.monotonic() - began
         self.service.reaches(self.service.start("quick", "rolled back"), "succeeded")
         schedules = [
-            one["slug"]
-            for deployment in self.release.prefect("deployments/filter", {})
-            for one in deployment["schedules"]
+            one["slug"] for deployment in self.release.prefect("deployments/filter") for one in deployment["schedules"]
         ]
         wrong = "the schedule of a later revision is still there" if "each-minute" in schedules else ""
         if not self.release.pods(f"{COMPONENT}=warm-worker"):
