@@ -33,7 +33,8 @@ class Release:
 
     cluster: Cluster
     helm: Path
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)  # of the next revision
+    _revisions: list[dict[str, Any]] = field(default_factory=list)
     _volumes: dict[str, Path] = field(default_factory=dict)
 
     def make_namespace(self) -> None:
@@ -47,11 +48,12 @@ class Release:
 
     def upgrade(self, **values: Any) -> None:
         """With more values than before, which stay for later upgrades."""
-        self.values |= values
+        self.values = self.values | values
         self._helm("upgrade", NAME, str(CHART), "--wait", *self._given())
 
     def rollback(self, revision: int) -> None:
         self._helm("rollback", NAME, str(revision), "--wait")
+        self.values = self._revisions[revision - 1]
 
     def uninstall(self) -> None:
         self._helm("uninstall", NAME, "--wait")
@@ -61,6 +63,7 @@ class Release:
         self._helm("test", NAME)
 
     def _given(self) -> tuple[str, ...]:
+        self._revisions.append(self.values)
         path = self.cluster.folder / "values.yaml"
         path.write_text(yaml.safe_dump(self.values))
         return ("--values", str(path))
