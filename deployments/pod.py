@@ -75,8 +75,9 @@ def _environment(role: str) -> dict[str, str]:
 
 
 def _worker_variables() -> dict[str, str]:
-    """What the worker that makes pods needs: Prefect's observer looks at the whole cluster unless told where."""
+    """What the worker that makes pods needs."""
     variables = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # a pod takes longer to start
+    # Prefect's observer looks at the whole cluster unless told where.
     with suppress(OSError):
         variables["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] = NAMESPACE.read_text().strip()
     return variables

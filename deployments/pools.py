@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -75,11 +74,6 @@ class SharesPool(_Worker):
     async def _submit_scheduled_flow_runs(self, flow_run_response: list[WorkerFlowRunResponse]) -> list[FlowRun]:
         ours = [entry for entry in flow_run_response if self.takes(entry.flow_run)]
         return await super()._submit_scheduled_flow_runs(ours)
-
-    async def _cancel_run(self, flow_run_id: UUID) -> None:
-        with suppress(ObjectNotFound):
-            if self.takes(await self.client.read_flow_run(flow_run_id)):
-                await super()._cancel_run(flow_run_id)
 
 
 def ready_file(settings: Settings) -> Path:

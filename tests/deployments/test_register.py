@@ -9,8 +9,9 @@ from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from deployments.environment import STORAGE_BLOCK
-from deployments.register import declared_deployments, load_flow, merge_schedules, module_entrypoint
+from deployments.register import declared_deployments, load_flow, merge_schedules, module_entrypoint, with_schedules
 from storage.block import DEFAULT_NAME, StorageBlock
+from timestep.errors import UsageError
 
 NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC", "active": False, "parameters": {"mode": "x"}}
 
@@ -49,6 +50,37 @@ def test_intervals_are_seconds() -> None:
     (schedule,) = merge_schedules([{"slug": "often", "interval": 90}], [])
     assert isinstance(schedule.schedule, IntervalSchedule)
     assert schedule.schedule.interval == timedelta(seconds=90)
+
+
+def test_schedules_of_values_come_after_the_declared_ones_and_are_marked() -> None:
+    hourly = {"cron": "0 * * * *", "parameters": {"input": "news"}}
+    step, batch = with_schedules(declared_deployments(), {"step": [{"slug": "daily", "interval": 86400}, hourly]})
+    first, daily, unnamed = (schedule["slug"] for schedule in step["schedules"])
+    assert (first, daily) == ("nightly-training", "values-daily")
+    (again, _) = with_schedules(declared_deployments(), {"step": [{**hourly, "active": False}]})
+    assert again["schedules"][1]["slug"] == unnamed
+    assert [schedule["slug"] for schedule in batch["schedules"]] == ["nightly-batch"]
+
+
+def test_a_schedule_that_values_dont_declare_any_more_goes() -> None:
+    (schedule,) = merge_schedules([NIGHTLY], [existing("values-daily", True)])
+    assert schedule.slug == "nightly"
+
+
+@pytest.mark.parametrize(
+    ("schedules", "words"),
+    [
+        ({"stepp": []}, "Schedules of 'stepp': no such deployment. Deployments: step, batch."),
+        ({"step": [{"slug": "s", "cron": "every day"}]}, "Schedule 's' of 'step' can't be meant: "),
+        ({"step": [{"slug": "s", "corn": "0 0 * * *"}]}, "Schedule 's' of 'step' can't be meant: .*corn"),
+        ({"step": [{"slug": "s", "cron": "0 0 * * *", "parameters": {"mode": "dream"}}]}, "Schedule 's' .*mode"),
+        ({"step": ["0 0 * * *"]}, "Schedule '0 0 . . .' of 'step' can't be meant"),
+    ],
+)
+def test_a_schedule_that_cant_be_meant_is_one_line(schedules: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}") as error:
+        with_schedules(declared_deployments(), schedules)
+    assert "\n" not in str(error.value)
 
 
 def test_every_declared_entrypoint_is_a_flow_of_what_is_installed() -> None:
