@@ -355,7 +355,9 @@ async def test_a_run_that_is_started_again_leaves_no_pod_waiting(
         await asyncio.to_thread(wait_for, lambda: len(kubernetes.jobs) == 2, SECONDS)
 
 
-async def test_runs_of_ones_own_kind_are_found_behind_a_page_of_others(cluster: Cluster, client: PrefectClient) -> None:
+async def test_runs_of_ones_own_kind_are_found_behind_a_page_of_others(
+    cluster: Cluster, client: PrefectClient, kubernetes: Kubernetes
+) -> None:
     await register(cluster)
     await delete_runs(client)
     await trigger(client, "inference", count=PAGE)
