@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,11 +17,13 @@ import asyncpg  # type: ignore[import-untyped]
 import httpx
 import yaml
 
+from tests.charts.tools import kubectl
 from tests.k3s.cluster import SOCKET, Cluster, ClusterError
 from tests.k3s.images import ROOT
 
 NAME = NAMESPACE = "timestep"
 CHART = ROOT / "charts" / "timestep"
+DOCUMENT = ROOT / "docs" / "kubernetes.md"
 SECONDS = 900  # of helm's --timeout
 ENDED = ("succeeded", "failed", "cancelled")
 COMPONENT = "app.kubernetes.io/component"
@@ -62,6 +65,41 @@ class Release:
         """The chart's own tests."""
         self._helm("test", NAME)
 
+    def documented(self, heading: str) -> list[str]:
+        """The shell commands that the document of clusters gives under a heading."""
+        section = DOCUMENT.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+    def shell(self, commands: str) -> None:
+        """Run them as a reader would, beside the chart and the values. ClusterError: one of them failed."""
+        self._given()
+        place = self.cluster.folder
+        programs = place / "programs"
+        programs.mkdir(exist_ok=True)
+        for name, program in (("kubectl", kubectl()), ("helm", self.helm), ("../charts", CHART.parent)):
+            link = programs / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(program)
+        environment = os.environ | {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "KUBECONFIG": str(self.cluster.kubeconfig),
+        }
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands],
+            cwd=place,
+            capture_output=True,
+            text=True,
+            env=os.environ | there | self._homes(),
+            check=False,
+        )
+        if done.returncode != 0:
+            raise ClusterError(f"{done.stderr.strip()[-500:]} {self.trouble()}".strip())
+
+    def remove_volumes(self) -> None:
+        """The claims that an uninstall keeps; the next ones get other volumes, which are empty."""
+        self.kubectl("delete", "persistentvolumeclaims", "--all")
+        self._volumes.clear()
+
     def _given(self) -> tuple[str, ...]:
         self._revisions.append(self.values)
         path = self.cluster.folder / "values.yaml"
@@ -70,13 +108,19 @@ class Release:
 
     def _helm(self, *arguments: str) -> str:
         where = ("--namespace", NAMESPACE, "--kubeconfig", str(self.cluster.kubeconfig), "--timeout", f"{SECONDS}s")
-        homes = {f"HELM_{name}_HOME": str(self.cluster.folder / "helm") for name in ("CACHE", "CONFIG", "DATA")}
         done = subprocess.run(
-            [str(self.helm), *arguments, *where], capture_output=True, text=True, env=os.environ | homes, check=False
+            [str(self.helm), *arguments, *where],
+            capture_output=True,
+            text=True,
+            env=os.environ | self._homes(),
+            check=False,
         )
         if done.returncode != 0:
             raise ClusterError(f"helm {arguments[0]}: {done.stderr.strip()[-500:]} {self.trouble()}".strip())
         return done.stdout
+
+    def _homes(self) -> dict[str, str]:
+        return {f"HELM_{name}_HOME": str(self.cluster.folder / "helm") for name in ("CACHE", "CONFIG", "DATA")}
 
     def trouble(self) -> str:
         """Pods that aren't well, with the end of what they say."""

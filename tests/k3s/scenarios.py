@@ -62,6 +62,7 @@ class Scenarios:
             self.rolled_back,
             self.uninstalled,
             self.installed_again,
+            self.restored,
         )
         for scenario in rest:
             try:
@@ -345,6 +346,30 @@ class Scenarios:
         wrong = "" if any(view["status"] in ENDED for view in before) else "the steps of before aren't there"
         self.service.reaches(self.service.start("quick", "installed again"), "succeeded")
         return Row("`helm install` on the volumes that were kept", _seconds(took), wrong)
+
+    def restored(self) -> Row:
+        """Backed up, removed with its volumes, and restored, by what the documents say, word by word."""
+        known = {view["id"]: view["status"] for view in self.service.request("GET", "/v1/steps?limit=100")["data"]}
+        models = self._models()
+        back_up, restore = self.release.documented("Back up, restore")
+        self.release.shell(back_up)
+        self.release.uninstall()
+        self.release.cluster.wait("end of the pods", lambda: not self.release.get("pods"), 120)
+        self.release.remove_volumes()
+        began = time.monotonic()
+        self.release.shell(restore)
+        took = time.monotonic() - began
+        self.service.close()
+        self.service = Service(self.release)
+        found = {step: self.service.step(step)["status"] for step in known}
+        wrong = "" if found == known else f"of the steps {known} there are {found}"
+        if (now := self._models()) != models:
+            wrong = wrong or f"of the models {models} there are {now}"
+        self.service.reaches(self.service.start("quick", "restored"), "succeeded")
+        return Row(f"a backup restored on empty volumes, {len(known)} steps", _seconds(took), wrong)
+
+    def _models(self) -> list[str]:
+        return sorted(model["id"] for model in self.service.request("GET", "/v1/models")["data"])
 
     def calls(self) -> list[calls.Call]:
         return calls.read(self.release.volume("storage"))
