@@ -80,7 +80,7 @@ class Release:
             link = programs / name
             link.unlink(missing_ok=True)
             link.symlink_to(program)
-        environment = os.environ | {
+        there = {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "KUBECONFIG": str(self.cluster.kubeconfig),
         }
