@@ -175,7 +175,7 @@ async def _turn(database: Database) -> AsyncIterator[None]:
 async def _migrate_prefect(database: Database, *, behind: bool) -> None:
     """Prefect's tables, and the types of its blocks: servers that start together and write those fail."""
     # Prefect reads it when it is imported.
-    os.environ["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database.prefect_url
+    os.environ.update(PREFECT_SERVER_DATABASE_CONNECTION_URL=database.prefect_url)
     from prefect.plugins import load_prefect_collections
     from prefect.server.database import provide_database_interface
     from prefect.server.models.block_registration import run_block_auto_registration

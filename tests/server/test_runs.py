@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from sqlalchemy import text
 
 from flows.batch import _Batch
+from flows.progress import BatchProgress
 from tests.server.stage import Stage, Step, staged
 from timestep import repair, runs, steps
 from timestep.agents.record import identity
@@ -180,7 +181,8 @@ async def test_a_batchs_own_process_cancels_a_step_that_just_crashed(make: Make)
     started = [await make(kind, of=batch) for kind in (StateType.RUNNING, StateType.CRASHED, StateType.COMPLETED)]
     lease: Any = SimpleNamespace(step_id=batch.name)
     services: Any = SimpleNamespace(database=batch.database)
-    running = _Batch(lease, batch.client, asyncio.Semaphore(), services, {step.id for step in started})
+    progress = BatchProgress(len(started))
+    running = _Batch(lease, batch.client, asyncio.Semaphore(), services, progress, {step.id for step in started})
     await running.cancel_steps()
     assert [await state(step) for step in started] == ["Cancelling", "Cancelled", "Completed"]
 

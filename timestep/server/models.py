@@ -1,6 +1,7 @@
 """/v1/models: what can be asked for here, the service's own and its providers'; trained ones can be deleted."""
 
 import asyncio
+import re
 import time
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from timestep.settings import Settings
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(known_query)])
 
 KEPT_SECONDS = 60.0
+_NAME = re.compile(r"[\w.-]+(@\d+)?")
 
 
 class ModelList(BaseModel):
@@ -105,7 +107,8 @@ async def delete_model(model: str, request: Request) -> Response:
         )
     if _is_providers(model, request):
         raise UsageError(f"Model '{model}' is a provider's, and can't be deleted here.")
-    if request.app.state.settings.database_url is not None:  # without one there are no versions
+    has_versions = request.app.state.settings.database_url is not None
+    if has_versions and _NAME.fullmatch(name):  # what can be no name, the model server alone refuses
         await refuse_needed(await request.app.state.housekeeper.records(), model)
     return await upstream.send(request)
 
