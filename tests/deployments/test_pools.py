@@ -355,6 +355,7 @@ async def test_a_run_that_is_started_again_leaves_no_pod_waiting(
         await asyncio.to_thread(wait_for, lambda: len(kubernetes.jobs) == 2, SECONDS)
 
 
+@pytest.mark.long
 async def test_runs_of_ones_own_kind_are_found_behind_a_page_of_others(
     cluster: Cluster, client: PrefectClient, kubernetes: Kubernetes
 ) -> None:
