@@ -5,9 +5,13 @@ among as many as that pool allows, whichever pool it is in; and no job's manifes
 """
 
 import asyncio
+import base64
+import json
 import socket
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
 
@@ -46,7 +50,27 @@ from deployments.pools import (
 from timestep.errors import TimestepError
 from timestep.settings import Settings, load_settings
 
+TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 NEVER_PLAIN = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
+
+
+@dataclass(frozen=True)
+class ServiceAccount:
+    """Whose rights the worker has. It owns the jobs: Kubernetes deletes them with it, at the release's end."""
+
+    namespace: str
+    reference: dict[str, str]
+
+
+def service_account(token: Path = TOKEN) -> ServiceAccount | None:
+    """The worker's, as its token tells it; None outside a cluster."""
+    try:
+        claims = token.read_text().split(".")[1]
+        told = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["kubernetes.io"]
+        named = {"name": str(told["serviceaccount"]["name"]), "uid": str(told["serviceaccount"]["uid"])}
+        return ServiceAccount(told["namespace"], {"apiVersion": "v1", "kind": "ServiceAccount", **named})
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 class PodConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
@@ -89,6 +113,8 @@ class PodConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
         ]
         names = {entry["name"] for entry in kept}
         added = [entry for name, entry in made.items() if name not in names]
+        if (owner := service_account()) is not None and self.namespace == owner.namespace:
+            self.job_manifest["metadata"]["ownerReferences"] = [owner.reference]
         container["env"] = [e for e in added + kept if "valueFrom" in e or e["name"] not in NEVER_PLAIN]
 
 

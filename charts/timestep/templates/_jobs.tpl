@@ -5,10 +5,11 @@ where a job that exists can't be changed.
 
 {{- define "timestep.job" -}}
 {{- $template := include (printf "timestep.%sPod" .component) .context -}}
+{{- $content := ternary (printf "%s %d" $template .context.Release.Revision) $template (not (empty .eachRevision)) -}}
 apiVersion: batch/v1
 kind: Job
 metadata:
-  name: {{ include "timestep.fullname" .context }}-{{ .name | default .component }}-{{ $template | sha256sum | trunc 8 }}
+  name: {{ include "timestep.fullname" .context }}-{{ .name | default .component }}-{{ $content | sha256sum | trunc 8 }}
   namespace: {{ .context.Release.Namespace }}
   labels:
     {{- include "timestep.labels" (dict "context" .context "component" .component) | nindent 4 }}
@@ -97,9 +98,9 @@ spec:
   "needs" (list "database" "prefect" "storage" "service" "agents" "model" "work")) -}}
 {{- end -}}
 
-{{/* Whether the migration comes before the release's resources: not while the database is one of them. */}}
+{{/* Whether the migration comes before the release's resources: not where the database is one of them. */}}
 {{- define "timestep.migratesFirst" -}}
-{{- if and .Values.hooks.enabled (or (not .Values.database.enabled) .Release.IsUpgrade) -}}true{{- end -}}
+{{- if and .Values.hooks.enabled (not .Values.database.enabled) -}}true{{- end -}}
 {{- end -}}
 
 {{/*

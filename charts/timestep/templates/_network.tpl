@@ -76,6 +76,10 @@ spec:
     - ports:
         - port: {{ $values.networkPolicy.redisPort }}
           protocol: TCP
+    {{- else if and (eq . "prefect-server") (not $values.prefectServer.enabled) }}
+    - ports:
+        - port: {{ $values.networkPolicy.prefectPort }}
+          protocol: TCP
     {{- else if and (eq . "database") (not $values.database.enabled) }}
     - ports:
         - port: {{ $values.networkPolicy.databasePort }}
