@@ -55,7 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"gateway.enabled": True, "prefectServer.url": None, "agents.files": None, "networkPolicy.openEgress": False}
     | {"storage.existingClaim": None}
     | {f"{name}.autoscaling.enabled": True for name in ("api", "modelServer", "warmWorker")},
-    "a Prefect server elsewhere": {"prefectServer.enabled": False, "agents.files": None, "storage.existingClaim": None},
+    "a Prefect server elsewhere": {"prefectServer.enabled": False, "agents.files": None, "storage.existingClaim": None}
+    | {"networkPolicy.enabled": True, "networkPolicy.openEgress": False},
 }
 
 
