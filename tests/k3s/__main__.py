@@ -35,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
                 "helm": arguments.helm,
                 "cgroup": place.cgroup.name,
                 "stay": arguments.stay,
+                "only": arguments.only,
             }
             (place.folder / "plan.json").write_text(json.dumps(plan))
             return place.run([sys.executable, "-m", "tests.k3s.node", str(place.folder)])
@@ -51,4 +52,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.k3s", description="The chart on a real cluster.")
     parser.add_argument("--helm", type=int, choices=(3, 4), default=3, help="major version of helm")
     parser.add_argument("--stay", action="store_true", help="leave the cluster up until Ctrl-C, for a look into it")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="after the installation, these alone")
     sys.exit(main(parser.parse_args()))

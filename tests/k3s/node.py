@@ -27,7 +27,7 @@ def main(folder: Path) -> int:
         cluster.load(Path(plan["image"]), f"docker.io/library/timestep:{images.version()}")
         size = Path(plan["image"]).stat().st_size / 1e6
         table.add(Row("image imported", f"{size:.0f} MB in {time.monotonic() - began:.0f} s"))
-        Scenarios(Release(cluster, helm(plan["helm"])), table).run()
+        Scenarios(Release(cluster, helm(plan["helm"])), table).run(plan["only"])
     except ClusterError as error:
         table.add(Row("the cluster", "", str(error).replace("|", "/")))
     print(f"\n{table}", flush=True)

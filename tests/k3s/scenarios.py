@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -38,8 +38,8 @@ class Scenarios:
         self.service: Service
         self.training: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """All of them. One that fails doesn't keep the others from being tried, but for the installation."""
+    def run(self, only: Sequence[str] = ()) -> None:
+        """All of them, or some by name. One that fails doesn't keep the others from being tried; installing does."""
         self.table.add(self.install())
         if self.table.failed:
             return
@@ -65,6 +65,8 @@ class Scenarios:
             self.restored,
         )
         for scenario in rest:
+            if only and scenario.__name__ not in only:
+                continue
             try:
                 self.table.add(scenario())
             except (ClusterError, httpx.HTTPError, OSError, ValueError, KeyError, AssertionError) as error:
