@@ -47,7 +47,7 @@ from deployments.pools import (
     until_registered,
     until_signal,
 )
-from timestep.errors import TimestepError
+from deployments.program import exit_code
 from timestep.settings import Settings, load_settings
 
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -263,12 +263,7 @@ def main() -> int:
     """Work until told to stop; the jobs go on."""
     settings = load_settings()
     say_nothing(settings)
-    try:
-        asyncio.run(until_signal(work(settings)))
-    except TimestepError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_code(until_signal(work(settings)))
 
 
 if __name__ == "__main__":

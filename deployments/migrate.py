@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from deployments.program import exit_code
 from timestep.database import engine
 from timestep.database.engine import PREFECT, TIMESTEP, Database
 from timestep.errors import ServiceUnavailableError, TimestepError, UsageError
@@ -203,12 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="migrate", description="Make and migrate the databases, or wait for that.")
     parser.add_argument("--wait", action="store_true", help="change nothing; return once both are migrated")
     waits = parser.parse_args(arguments).wait
-    try:
-        asyncio.run((wait if waits else migrate)(load_settings()))
-    except TimestepError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_code((wait if waits else migrate)(load_settings()))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from deployments.supervisor import EXIT_CONFIG
 from timestep.errors import TimestepError, UsageError
 from timestep.settings import Settings, load_settings
 
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: a restart can't help
 REDIS = "prefect_redis."
 MESSAGES = "PREFECT_REDIS_MESSAGING_"
 # How Prefect's parts that several processes share are told to be in Redis.

@@ -20,6 +20,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from deployments.program import exit_code
 from timestep.errors import TimestepError, UsageError
 
 if TYPE_CHECKING:
@@ -216,12 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--database-host", help="where the bundled database answers; default: PREFIX-database")
     parser.add_argument("--forget", action="store_true", help="delete them instead")
     parser.add_argument("names", nargs="+", choices=KINDS, metavar="NAME", help=", ".join(KINDS))
-    try:
-        asyncio.run(run(parser.parse_args(arguments)))
-    except TimestepError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    return 0
+    return exit_code(run(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
