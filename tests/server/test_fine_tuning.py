@@ -204,7 +204,10 @@ def test_a_suffix_that_names_something_else_is_refused(client: OpenAI, training_
         ({"method": {"type": "dpo"}}, "method.type"),
         ({"method": supervised(batch_size=4)}, "method.supervised.hyperparameters.batch_size"),
         ({"hyperparameters": {"batch_size": 4}}, "hyperparameters.batch_size"),
-        ({"hyperparameters": {"n_epochs": 0}}, "n_epochs"),
+        (
+            {"hyperparameters": {"n_epochs": -1}},
+            "'hyperparameters.n_epochs': .*'auto', or: .*greater than or equal to 1",
+        ),
         ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
         ({"suffix": "../up"}, "suffix"),
         ({"extra_body": {"priority": 1}}, "priority"),

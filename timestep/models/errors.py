@@ -31,19 +31,36 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def invalid_body(error: RequestValidationError) -> dict[str, Any]:
-    """The first of what FastAPI has found wrong with a request, by name."""
-    first = error.errors()[0]
-    place = first["loc"][1:] if first["loc"] and first["loc"][0] in _PLACES else first["loc"]
-    where = ".".join(str(part) for part in place)
+    """The first of what FastAPI has found wrong with a request, by name; of a union, what each kind asks for."""
+    errors = error.errors()
+    first = errors[0]
+    where = _parameter(first, error.body)
     if first["type"] == "json_invalid":
         return _body(f"The body is no JSON: {first['ctx']['error']}.", "invalid_request_error", code="invalid_request")
     if first["type"] == "extra_forbidden":
         return error_body(NotSupportedError(where))
-    why = str(first["msg"]).removeprefix("Value error, ")
+    reasons = [str(one["msg"]).removeprefix("Value error, ") for one in errors if _parameter(one, error.body) == where]
+    why = ", or: ".join(dict.fromkeys(reasons)) if where else reasons[0]
     message = f"'{where}': {why}" if where else why
     if not where and (named := re.match(r"'(\w+)'", why)):  # a rule of several parameters names the one it is about
         where = named[1]
     return _body(message, "invalid_request_error", where or None, "invalid_request")
+
+
+def _parameter(found: dict[str, Any], body: Any) -> str:
+    """Where in the request, as a client would write it: without pydantic's names for the kinds of a union."""
+    place = list(found["loc"])
+    if place[:1] != ["body"]:
+        return ".".join(str(part) for part in (place[1:] if place and place[0] in _PLACES else place))
+    parts, value = [], body
+    for index, part in enumerate(place[1:], 2):
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            if found["type"] != "missing" or index < len(place):
+                continue  # the kind of a union, no part of the body
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 def error_headers(error: TimestepError) -> dict[str, str]:

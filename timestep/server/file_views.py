@@ -86,4 +86,4 @@ def parsed(model: type[M], fields: dict[str, str]) -> M:
     try:
         return model.model_validate_strings(nested)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+        raise RequestValidationError(error.errors(), body=nested) from error
