@@ -26,7 +26,7 @@ class Asker:
         if settings.service_key is not None:
             headers["authorization"] = f"Bearer {settings.service_key.get_secret_value()}"
         self._client = httpx.AsyncClient(
-            base_url=settings.api_url,
+            base_url=settings.api,
             headers=headers,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=5, pool=None),
             limits=httpx.Limits(max_connections=connections),

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address of the HTTP server; any but loopback needs an API key.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the Timestep HTTP server.")
+    api_url: str | None = Field(
+        None, description="URL at which the service's own parts reach its HTTP server, where host and port don't say it."
+    )
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server and its UI.")
     model_host: str = Field(
         "127.0.0.1", description="Address of the model server; on any but loopback it asks for the service key."
@@ -217,8 +220,10 @@ class Settings(BaseSettings):
         return (self.prefect_ui_url or self.prefect_api.removesuffix("/api")).rstrip("/")
 
     @cached_property
-    def api_url(self) -> str:
+    def api(self) -> str:
         """URL of this service's HTTP API, as its own flow runs reach it."""
+        if self.api_url is not None:
+            return self.api_url.rstrip("/")
         everywhere = self.host in ("0.0.0.0", "::", "")
         host = "127.0.0.1" if everywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"

@@ -41,6 +41,14 @@ def test_selectors_take_their_own_pods_and_no_others(case: str) -> None:
         assert [pod.owner for pod in everyone if matches(selector, pod.labels)] == [owner]
 
 
+def test_pods_leave_a_lost_node_soon_unless_their_volume_is_there(case: str) -> None:
+    for workload in workloads(render(case)):
+        tolerations = workload["spec"]["template"]["spec"].get("tolerations", [])
+        left = {one["key"]: one["tolerationSeconds"] for one in tolerations if one.get("effect") == "NoExecute"}
+        lost = {f"node.kubernetes.io/{how}": 30 for how in ("not-ready", "unreachable")}
+        assert left == ({} if workload["kind"] == "StatefulSet" else lost), workload["metadata"]["name"]
+
+
 def test_services_lead_to_one_workload_and_to_ports_it_has(case: str) -> None:
     rendering = render(case)
     for service in rendering.all("Service"):

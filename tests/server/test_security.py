@@ -137,6 +137,7 @@ def test_every_route_says_its_scope() -> None:
 async def test_pages_and_health_need_no_key(free: Guarded, database: Database) -> None:
     await free.key(database, Scope.ADMIN)
     assert free.ask("GET", "/health").status_code == 200
+    assert free.ask("GET", "/livez").status_code == 204
     for path in ("/", "/docs", "/openapi.json"):
         assert free.ask("GET", path).status_code not in (401, 403)
 

@@ -90,8 +90,7 @@ def _where(error: ValidationError) -> str:
 
 def model_server(settings: Settings, *, of_step: bool = False) -> Endpoint:
     """The service's own models: its model server where that is known, else its HTTP server."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    url = settings.model_server_url or f"http://{host}:{settings.port}"
+    url = settings.model_server_url or settings.api
     key = settings.service_key.get_secret_value() if settings.service_key else None
     return Endpoint(f"{url.rstrip('/')}/v1", key or None, of_step=of_step, ours=True)
 

@@ -1,9 +1,9 @@
-"""GET /health: whether this server runs and the model server answers it."""
+"""GET /health: whether this server runs and the model server answers it; GET /livez: whether it runs."""
 
 from typing import Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from timestep.errors import ServiceUnavailableError
@@ -34,3 +34,14 @@ async def health(request: Request) -> JSONResponse:
     except ServiceUnavailableError as error:
         return JSONResponse({"status": "degraded", "model_server": str(error)}, 503)
     return JSONResponse({"status": "ok" if response.status_code == 200 else "degraded"}, response.status_code)
+
+
+@router.get(
+    "/livez",
+    operation_id="getLive",
+    summary="See whether this server runs, whatever is behind it.",
+    status_code=204,
+    response_class=Response,
+)
+async def live() -> None:
+    """For whoever restarts a server that hangs: one whose model server or database is away does not."""

@@ -207,9 +207,8 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- $env = append $env (dict "name" "TIMESTEP_MODEL_SERVER_URL" "value" (printf "http://%s:8001" (include "timestep.host" (dict "context" .context "component" "model-server")))) -}}
 {{- end -}}
 {{- if and (has "work" .needs) $values.api.enabled -}}
-{{- /* Where a batch's requests go; the API's own pods have an address of their own instead. */ -}}
-{{- $env = append $env (dict "name" "TIMESTEP_HOST" "value" (include "timestep.host" (dict "context" .context "component" "api"))) -}}
-{{- $env = append $env (dict "name" "TIMESTEP_PORT" "value" "8000") -}}
+{{- /* Where a batch's requests go. */ -}}
+{{- $env = append $env (dict "name" "TIMESTEP_API_URL" "value" (printf "http://%s:8000" (include "timestep.host" (dict "context" .context "component" "api")))) -}}
 {{- end -}}
 {{- if has "agents" .needs -}}
 {{- with include "timestep.agentsPaths" .context -}}
@@ -300,6 +299,24 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- end }}
 {{- end -}}
 
+{{/*
+The taints that a pod tolerates: the user's; and those of a lost node for a while, where the pod can be anywhere. Not the
+database's: its volume is with it.
+*/}}
+{{- define "timestep.tolerations" -}}
+{{- $tolerations := .values.tolerations | default list -}}
+{{- if and (hasKey .values "tolerations") (ne .component "database") -}}
+{{- $keys := list -}}
+{{- range $tolerations -}}{{- $keys = append $keys (.key | default "") -}}{{- end -}}
+{{- range list "node.kubernetes.io/not-ready" "node.kubernetes.io/unreachable" -}}
+{{- if not (or (has . $keys) (has "" $keys)) -}}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" (int $.context.Values.nodeLossSeconds)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $tolerations -}}
+{{- end -}}
+
 {{/* What every pod says of itself: who it is, how it is secured, where it may run. */}}
 {{- define "timestep.pod" -}}
 automountServiceAccountToken: {{ .token | default false }}
@@ -321,7 +338,7 @@ terminationGracePeriodSeconds: {{ . }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .values.tolerations }}
+{{- with include "timestep.tolerations" . | fromYamlArray }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

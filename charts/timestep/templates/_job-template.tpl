@@ -35,9 +35,6 @@ Names in double braces are Prefect's, filled in from the variables below: their 
     "labels" "{{ labels }}"
     "annotations" "{{ annotations }}"
     "namespace" "{{ namespace }}"
-    "job_watch_timeout_seconds" "{{ job_watch_timeout_seconds }}"
-    "pod_watch_timeout_seconds" "{{ pod_watch_timeout_seconds }}"
-    "stream_output" "{{ stream_output }}"
     "job_manifest" $manifest
   )
   "variables" (dict "type" "object" "properties" $properties)
@@ -224,18 +221,4 @@ runtime_class_name:
   {{- with $values.runtimeClassName }}
   default: {{ . }}
   {{- end }}
-job_watch_timeout_seconds:
-  title: Job Watch Timeout Seconds
-  description: Seconds between two events of the job after which it is given up; without, it is waited for.
-  type: integer
-pod_watch_timeout_seconds:
-  title: Pod Watch Timeout Seconds
-  description: Seconds to wait for the pod.
-  type: integer
-  default: 60
-stream_output:
-  title: Stream Output
-  description: Whether the job's output is streamed to the worker's.
-  type: boolean
-  default: true
 {{- end -}}

@@ -13,7 +13,7 @@ TRAINING = frozenset({Scope.TRAINING})
 EITHER = INFERENCE | TRAINING
 
 # The shells of pages hold nothing: what they show, they ask for with the key that a person gives them.
-OPEN = ("/health", "/docs", "/static", "/openapi.json")
+OPEN = ("/health", "/livez", "/docs", "/static", "/openapi.json")
 
 # The first that fits counts.
 _RULES: tuple[tuple[str, str, frozenset[Scope]], ...] = (
