@@ -19,6 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
+from asyncpg import PostgresError  # type: ignore[import-untyped]
 from sqlalchemy.exc import DBAPIError
 
 from deployments.program import exit_code
@@ -34,6 +35,18 @@ FIRST_KEY = "first"
 NO_PRIVILEGE = "42501"
 # Held while Prefect's tables are migrated, which it leaves to its callers.
 LOCK = "select pg_advisory_xact_lock(7489271, 2)"
+# When the server ends the session of a machine that is gone; its locks would else be held for hours.
+LOST_CLIENTS = {
+    "tcp_keepalives_idle": "10s",
+    "tcp_keepalives_interval": "5s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "30s",
+}
+OWN_SETTINGS = """
+    select split_part(setting, '=', 1)
+    from pg_db_role_setting join pg_database on pg_database.oid = setdatabase, unnest(setconfig) as setting
+    where setrole = 0 and datname = $1
+"""
 
 T = TypeVar("T")
 
@@ -65,6 +78,8 @@ async def migrate(settings: Settings) -> None:
         async with _turn(database):
             if (standing := await _shown(database, PREFECT)) is not Standing.NEWER:
                 await _migrate_prefect(database, behind=standing is Standing.BEHIND)
+            for name in (TIMESTEP, PREFECT):
+                await _notice_lost_clients(database, name)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != NO_PRIVILEGE:
             raise
@@ -187,6 +202,20 @@ async def _migrate_prefect(database: Database, *, behind: bool) -> None:
     load_prefect_collections()
     async with await prefect.session() as session:
         await run_block_auto_registration(session=session)
+
+
+async def _notice_lost_clients(database: Database, name: str) -> None:
+    """Have this database's sessions end soon after their machine did. What somebody has set stays."""
+    connection = await database.connect(name, timeout=engine.CONNECT_SECONDS)
+    try:
+        own = {row[0] for row in await connection.fetch(OWN_SETTINGS, name)}
+        for option, value in LOST_CLIENTS.items():
+            if option not in own:
+                await connection.execute(f"alter database {name} set {option} = '{value}'")
+    except PostgresError as error:
+        _say(f"Database '{name}' keeps its own patience with machines that are gone: {error}.")
+    finally:
+        connection.terminate()
 
 
 def _database(settings: Settings) -> Database:
