@@ -1,4 +1,4 @@
-"""Agents of the cluster's scenarios: every call leaves a line on the storage volume as it begins and as it ends.
+"""Agents of the cluster's scenarios: every call sends a line to the collector as it begins and as it ends.
 
 The chart gets this file as a value, so that it stands alone. A step's input is its tag.
 """
@@ -6,23 +6,25 @@ The chart gets this file as a value, so that it stands alone. A step's input is 
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from agents import Agent, Model, ModelResponse, ModelSettings, Usage, function_tool
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseOutputText
 
-LOG = Path("/var/lib/timestep-storage/.calls.jsonl")
 SECONDS = 1.0  # of each call: long enough to be hit
 
 
 def note_down(tag: str, call: str, moment: str) -> None:
     line = {"at": time.time(), "tag": tag, "call": call, "moment": moment, "pod": os.environ.get("HOSTNAME")}
-    with LOG.open("ab", buffering=0) as file:
-        file.write(json.dumps(line).encode() + b"\n")
+    host, port = os.environ["CALLS"].split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as collector:
+        collector.sendall(json.dumps(line).encode() + b"\n")
+        if not collector.recv(1):
+            raise ConnectionError("The collector went away.")
 
 
 class Planned(Model):
@@ -89,3 +91,4 @@ careful = Agent(name="careful", tools=[note, delete], model=Planned("careful", [
 quick = Agent(name="quick", model=Planned("quick", ["done"], seconds=0))
 # On the base model, of which it gets a version of its own when it learns.
 pupil = Agent(name="pupil", instructions="Answer in one line.", model_settings=ModelSettings(max_tokens=8))
+talker = Agent(name="talker", instructions="Tell a long story.", model_settings=ModelSettings(max_tokens=400))

@@ -1,4 +1,4 @@
-"""The calls that the agents of the scenarios really made, by the lines that they left on the storage volume."""
+"""The calls that the agents of the scenarios really made, by the lines that they sent to the collector."""
 
 import json
 from dataclasses import dataclass
@@ -25,9 +25,8 @@ class Call:
     pod: str
 
 
-def read(volume: Path) -> list[Call]:
+def read(path: Path) -> list[Call]:
     """All of them so far."""
-    path = volume / ".calls.jsonl"
     # A line that is being written has no end yet.
     lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     return [Call(**json.loads(line)) for line in lines]

@@ -1,11 +1,10 @@
-"""One node, started from programs: etcd, Kubernetes' components or k3s, containerd. Runs inside its own namespaces.
+"""A cluster, started from programs: etcd, Kubernetes' control plane and its machines; or a machine that runs k3s.
 
-Everything is kept below one folder; ports and addresses are the namespace's own, so that they are fixed.
+The control plane and the test are in one network, the machines each in their own, on a common cable. Everything is kept
+below one folder; ports and addresses are the namespaces' own, so that they are fixed.
 """
 
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,19 +16,13 @@ import yaml
 
 from tests.charts.tools import kubectl
 from tests.k3s import certificates, images
-from tests.k3s.host import plugins
+from tests.k3s.machine import DNS, MACHINES, OUTSIDE, SERVICES, ClusterError, Machine, Plan, address, do, succeeds
 
-NODE, ADDRESS = "node", "10.77.0.1"
+FIRST, SECOND = "node", "other"
 ETCD = "http://127.0.0.1:2379"
-PODS, SERVICES, DNS = "10.42.0.0/16", "10.43.0.0/16", "10.43.0.10"
-SOCKET = "/run/containerd/containerd.sock"
 VOLUMES = 6
 SECONDS = 180  # until a part must be up
 SYSTEM = Path(__file__).with_name("system.yaml")
-
-
-class ClusterError(Exception):
-    """The cluster doesn't come up, or a command in it failed; the message has the last words."""
 
 
 class Cluster:
@@ -40,30 +33,78 @@ class Cluster:
         self.logs = folder / "logs"
         self.kubeconfig = folder / "kubeconfig"
         self.certificates = folder / "certificates"
+        self.machines: dict[str, Machine] = {}
         self._kubectl = str(kubectl())
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._images: dict[str, Path] = {}
+
+    @property
+    def is_k3s(self) -> bool:
+        """Whether it is k3s, which has one machine here."""
+        return "k3s" in self.programs
 
     def start(self) -> None:
-        """Bring the node up, with DNS, volumes and the pause image."""
+        """Bring the control plane and the first machine up."""
         self.logs.mkdir()
-        self._network()
-        self._containerd()
-        self.load(images.pause(self.folder), images.PAUSE)
-        if "k3s" in self.programs:
-            self._k3s()
-        else:
-            self._components()
-        self.wait("a ready node", self._ready)
+        for line in (
+            "link set lo up",
+            "link add uplink type bridge",
+            f"address add {OUTSIDE}/24 dev uplink",
+            "link set uplink up",
+            f"route add {SERVICES} via {address(1)}",
+        ):
+            do("ip", *line.split())
+        self._images[images.PAUSE] = images.pause(self.folder)
+        if not self.is_k3s:
+            addresses = [address(number) for number in range(1, MACHINES + 1)]
+            local = ["127.0.0.1", OUTSIDE, *addresses, SERVICES.replace("0.0/16", "0.1")]
+            names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+            certificates.write(self.certificates, [*names, "kubernetes.default.svc.cluster.local"], local)
+            self._write_kubeconfig()
+            self._control_plane()
+        self.add_machine(FIRST)
 
-    def _ready(self) -> bool:
-        nodes = self.get("nodes")
-        conditions = [c for node in nodes for c in node["status"].get("conditions", ())]
+    def add_machine(self, name: str) -> None:
+        """Switch a new machine on, give it the images, and wait for it."""
+        number = len(self.machines) + 1
+        cgroup = f"{self.cgroup}/{name}"
+        self.machines[name] = Machine(Plan(number, name, self.folder, self.programs, cgroup))
+        self._power_on(name)
+        for image, archive in self._images.items():
+            self.machines[name].load(archive, image)
+        self.wait(f"ready machine {name}", lambda: self.is_ready(name))
+
+    def power_off(self, name: str) -> None:
+        """Switch a machine off; the first with the control plane, as where k3s has one node."""
+        self.machines[name].power_off()
+        if name == FIRST:
+            for process in self._processes.values():
+                process.kill()
+            for process in self._processes.values():
+                process.wait()
+            self._processes.clear()
+
+    def power_on(self, name: str) -> None:
+        """Switch a machine on that was switched off."""
+        if name == FIRST and not self.is_k3s:
+            self._control_plane()
+        self._power_on(name)
+
+    def _power_on(self, name: str) -> None:
+        self.machines[name].power_on()
+        if self.is_k3s:
+            self._join_k3s(self.machines[name])
+
+    def is_ready(self, name: str) -> bool:
+        """Whether Kubernetes takes this machine for well."""
+        nodes = [node for node in self.get("nodes") if node["metadata"]["name"] == name]
+        conditions = [condition for node in nodes for condition in node["status"].get("conditions", ())]
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
     def serve_names(self, coredns: Path) -> None:
         """DNS, volumes and their class."""
         self.load(images.of_program(coredns, self.folder / "coredns.tar"), images.COREDNS)
-        text = SYSTEM.read_text().replace("@DNS@", DNS).replace("@IMAGE@", images.COREDNS)
+        text = SYSTEM.read_text().replace("@DNS@", DNS).replace("@IMAGE@", images.COREDNS).replace("@NODE@", FIRST)
         documents = [*yaml.safe_load_all(text), *(self._volume(number) for number in range(VOLUMES))]
         self.apply(documents)
         self.wait(
@@ -73,7 +114,7 @@ class Cluster:
     def _volume(self, number: int) -> dict[str, Any]:
         path = self.folder / "volumes" / str(number)
         path.mkdir(parents=True)
-        term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE]}]}
+        term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [FIRST]}]}
         return {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -88,103 +129,20 @@ class Cluster:
             },
         }
 
-    def _network(self) -> None:
-        # The route lets the node's own processes reach services, whose addresses kube-proxy translates on the way out.
-        for line in (
-            "link set lo up",
-            "link add uplink type bridge",
-            f"address add {ADDRESS}/24 dev uplink",
-            "link set uplink up",
-            "route add default via 10.77.0.254 dev uplink",
-        ):
-            self._do("ip", *line.split())
-        network = {
-            "cniVersion": "0.4.0",
-            "name": "pods",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": "cni0",
-                    "isGateway": True,
-                    "ipMasq": True,
-                    "hairpinMode": True,
-                    "ipam": {
-                        "type": "host-local",
-                        "ranges": [[{"subnet": PODS.replace("/16", "/24")}]],
-                        "routes": [{"dst": "0.0.0.0/0"}],
-                    },
-                },
-                {"type": "portmap", "capabilities": {"portMappings": True}},
-            ],
-        }
-        (self.folder / "network").mkdir()
-        (self.folder / "network" / "pods.conflist").write_text(json.dumps(network))
-
-    def _containerd(self) -> None:
-        path = self.folder / "containerd.toml"
-        path.write_text(f"""version = 2
-root = "{self.folder}/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-address = "{SOCKET}"
-[plugins."io.containerd.internal.v1.opt"]
-path = "{self.folder}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{images.PAUSE}"
-restrict_oom_score_adj = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{plugins()}"
-conf_dir = "{self.folder}/network"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-BinaryName = "{shutil.which("runc")}"
-SystemdCgroup = false
-""")
-        self._spawn("containerd", Path(shutil.which("containerd") or "containerd"), "--config", str(path))
-        self.wait("containerd", lambda: self._try("ctr", "--address", SOCKET, "version"))
-
-    def _k3s(self) -> None:
-        disabled = "traefik,metrics-server,servicelb,coredns,local-storage"
-        self._spawn(
-            "k3s",
-            self.programs["k3s"],
-            "server",
-            f"--data-dir={self.folder}/k3s",
-            f"--container-runtime-endpoint=unix://{SOCKET}",
-            f"--node-name={NODE}",
-            f"--node-ip={ADDRESS}",
-            f"--cluster-cidr={PODS}",
-            f"--service-cidr={SERVICES}",
-            f"--cluster-dns={DNS}",
-            f"--write-kubeconfig={self.kubeconfig}",
-            "--flannel-backend=none",
-            "--disable-network-policy",
-            f"--disable={disabled}",
-            "--disable-cloud-controller",
-            "--disable-helm-controller",
-            f"--resolv-conf={self._resolv()}",
-            *(f"--kubelet-arg={argument}" for argument in self._k3s_kubelet()),
-        )
-        self.wait("k3s", lambda: self.kubeconfig.exists() and self.get("namespaces", "default"))
+    def _join_k3s(self, machine: Machine) -> None:
+        written = machine.plan.disk / "kubeconfig"
+        self.wait("k3s", written.exists)
+        here = f"https://{address(machine.plan.number)}:6443"
+        self.kubeconfig.write_text(written.read_text().replace("https://127.0.0.1:6443", here))
+        self.wait("k3s", lambda: self.get("namespaces", "default"))
         # A k3s built without its bundled manifests lacks this binding, by which logs and exec reach the kubelet.
         subject = {"kind": "User", "name": "kube-apiserver", "apiGroup": "rbac.authorization.k8s.io"}
         role = {"kind": "ClusterRole", "name": "system:kubelet-api-admin", "apiGroup": "rbac.authorization.k8s.io"}
         binding = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "subjects": [subject]}
         self.apply([binding | {"metadata": {"name": "kube-apiserver-kubelet-admin"}, "roleRef": role}])
 
-    def _k3s_kubelet(self) -> list[str]:
-        low = "memory.available<100Mi,nodefs.available<1%,imagefs.available<1%,nodefs.inodesFree<1%"
-        arguments = ["fail-cgroupv1=false", "cgroup-driver=cgroupfs", f"cgroup-root=/{self.cgroup}"]
-        return [*arguments, f"eviction-hard={low}", "image-gc-high-threshold=100", "image-gc-low-threshold=99"]
-
-    def _components(self) -> None:
-        local = ["127.0.0.1", ADDRESS, SERVICES.replace("0.0/16", "0.1")]
-        names = ["localhost", NODE, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
-        certificates.write(self.certificates, [*names, "kubernetes.default.svc.cluster.local"], local)
-        self._write_kubeconfig()
-        # What a power cut would lose is no matter here: the whole cluster goes with the test.
+    def _control_plane(self) -> None:
+        # What a power cut would lose of the disk is no matter here: the whole cluster goes with the test.
         self._spawn(
             "etcd",
             self.programs["etcd"],
@@ -204,11 +162,6 @@ SystemdCgroup = false
             f"--service-account-private-key-file={self.certificates}/accounts.key",
         )
         self._spawn("kube-scheduler", self.programs["kube-scheduler"], reach, "--leader-elect=false")
-        named = f"--hostname-override={NODE}"
-        self._spawn(
-            "kubelet", self.programs["kubelet"], reach, named, f"--node-ip={ADDRESS}", f"--config={self._kubelet()}"
-        )
-        self._spawn("kube-proxy", self.programs["kube-proxy"], f"--config={self._proxy()}")
 
     def _api_server(self) -> None:
         ca, accounts = self.certificates / "ca.crt", self.certificates / "accounts.key"
@@ -217,7 +170,7 @@ SystemdCgroup = false
             "kube-apiserver",
             self.programs["kube-apiserver"],
             f"--etcd-servers={ETCD}",
-            f"--advertise-address={ADDRESS}",
+            f"--advertise-address={OUTSIDE}",
             f"--service-cluster-ip-range={SERVICES}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged=true",
@@ -232,87 +185,23 @@ SystemdCgroup = false
             f"--service-account-key-file={accounts}",
             f"--service-account-signing-key-file={accounts}",
         )
-        self.wait("the API server", lambda: self._try(self._kubectl, *self._who(), "get", "--raw=/readyz"))
-
-    def _proxy(self) -> Path:
-        config = {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "clientConnection": {"kubeconfig": str(self.kubeconfig)},
-            "mode": "iptables",
-            "clusterCIDR": PODS,
-            "hostnameOverride": NODE,
-            # Zeros leave the machine's table of connections as it is.
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-        }
-        path = self.folder / "proxy.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return path
-
-    def _kubelet(self) -> Path:
-        server = self.certificates / "server"
-        config = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "authentication": {
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-                "x509": {"clientCAFile": f"{self.certificates}/ca.crt"},
-            },
-            "authorization": {"mode": "Webhook"},
-            "tlsCertFile": f"{server}.crt",
-            "tlsPrivateKeyFile": f"{server}.key",
-            "containerRuntimeEndpoint": f"unix://{SOCKET}",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.cgroup}",
-            "failCgroupV1": False,
-            "failSwapOn": False,
-            "oomScoreAdj": 0,
-            "clusterDNS": [DNS],
-            "clusterDomain": "cluster.local",
-            "resolvConf": str(self._resolv()),
-            "enforceNodeAllocatable": ["none"],
-            "evictionHard": {
-                "memory.available": "100Mi",
-                "nodefs.available": "1%",
-                "imagefs.available": "1%",
-                "nodefs.inodesFree": "1%",
-            },
-            "imageGCHighThresholdPercent": 100,
-            "imageGCLowThresholdPercent": 99,
-        }
-        path = self.folder / "kubelet.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return path
-
-    def _resolv(self) -> Path:
-        # Nothing outside can be reached: pods that ask for the node's names are told so at once.
-        path = self.folder / "resolv.conf"
-        path.write_text("nameserver 127.0.0.1\n")
-        return path
+        self.wait("API server", lambda: succeeds(self._kubectl, *self._who(), "get", "--raw=/readyz"))
 
     def _write_kubeconfig(self) -> None:
         admin = self.certificates / "admin"
+        server = {"server": f"https://{OUTSIDE}:6443", "certificate-authority": str(self.certificates / "ca.crt")}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-            "clusters": [
-                {
-                    "name": "test",
-                    "cluster": {
-                        "server": "https://127.0.0.1:6443",
-                        "certificate-authority": str(self.certificates / "ca.crt"),
-                    },
-                }
-            ],
+            "clusters": [{"name": "test", "cluster": server}],
             "users": [{"name": "admin", "user": {"client-certificate": f"{admin}.crt", "client-key": f"{admin}.key"}}],
         }
         self.kubeconfig.write_text(yaml.safe_dump(config))
 
     def _spawn(self, name: str, program: Path, *arguments: str) -> None:
-        with (self.logs / f"{name}.log").open("wb") as log:
+        with (self.logs / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [str(program), *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
@@ -321,9 +210,7 @@ SystemdCgroup = false
         """What ``found`` finds. ClusterError: nothing, for that long, or one of the cluster's processes ended."""
         end = time.monotonic() + seconds
         while True:
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise ClusterError(f"{name} ended with {process.returncode}: {self.last_words(name)}")
+            self._check()
             try:
                 if result := found():
                     return result
@@ -335,22 +222,26 @@ SystemdCgroup = false
                 raise ClusterError(f"no {what} within {seconds:.0f} s{reason}")
             time.sleep(0.2)
 
-    def last_words(self, name: str) -> str:
-        """The end of a component's log."""
-        lines = (self.logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        return " | ".join(lines[-3:])
+    def _check(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                lines = (self.logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
+                raise ClusterError(f"{name} ended with {process.returncode}: {' | '.join(lines[-3:])}")
+        for machine in self.machines.values():
+            machine.check()
 
     def load(self, archive: Path, name: str) -> None:
-        """Import an image's OCI archive under this name, whatever it calls itself."""
-        importing = ("images", "import", "--index-name", name, str(archive))
-        self._do("ctr", "--address", SOCKET, "--namespace", "k8s.io", *importing)
+        """Give an image's OCI archive to all machines, those to come as well."""
+        self._images[name] = archive
+        for machine in self.machines.values():
+            machine.load(archive, name)
 
     def _who(self) -> tuple[str, ...]:
         return ("--kubeconfig", str(self.kubeconfig))
 
     def kubectl(self, *arguments: str, text: str | None = None) -> str:
         """Run kubectl; what it prints."""
-        return self._do(self._kubectl, *self._who(), *arguments, text=text)
+        return do(self._kubectl, *self._who(), *arguments, text=text)
 
     def get(self, kind: str, *what: str, namespace: str | None = None) -> list[dict[str, Any]]:
         """Objects of a kind: all, by name, or by what else kubectl's get takes."""
@@ -361,12 +252,3 @@ SystemdCgroup = false
     def apply(self, documents: list[dict[str, Any]]) -> None:
         """Apply manifests."""
         self.kubectl("apply", "--filename=-", text=yaml.safe_dump_all(documents))
-
-    def _try(self, *command: str) -> bool:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-    def _do(self, *command: str, text: str | None = None) -> str:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=os.environ)
-        if done.returncode != 0:
-            raise ClusterError(f"{Path(command[0]).name} {' '.join(command[1:6])}: {done.stderr.strip()[-600:]}")
-        return done.stdout

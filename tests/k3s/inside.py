@@ -1,4 +1,4 @@
-"""The first process of the cluster's own namespaces: mounts what is to be private, runs a command, waits for orphans.
+"""The first process of namespaces of its own: mounts what is to be private, runs a command, waits for orphans.
 
 ``python -m tests.k3s.inside FOLDER COMMAND…``; it starts in new network, mount and process namespaces, and when it
 ends the kernel ends every process and mount of theirs.

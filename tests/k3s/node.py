@@ -1,4 +1,4 @@
-"""Inside the namespaces: bring the node up, install the chart, try everything, print the table. See ``__main__``."""
+"""Inside the namespaces: bring the cluster up, install the chart, try everything, print the table. See ``__main__``."""
 
 import json
 import sys
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tests.charts.tools import helm
 from tests.k3s import images
-from tests.k3s.cluster import Cluster, ClusterError
+from tests.k3s.cluster import Cluster
+from tests.k3s.collector import Collector
+from tests.k3s.machine import ClusterError
 from tests.k3s.release import Release
 from tests.k3s.scenarios import Scenarios
 from tests.k3s.table import Row, Table
@@ -27,7 +29,8 @@ def main(folder: Path) -> int:
         cluster.load(Path(plan["image"]), f"docker.io/library/timestep:{images.version()}")
         size = Path(plan["image"]).stat().st_size / 1e6
         table.add(Row("image imported", f"{size:.0f} MB in {time.monotonic() - began:.0f} s"))
-        Scenarios(Release(cluster, helm(plan["helm"])), table).run(plan["only"])
+        release, collector = Release(cluster, helm(plan["helm"])), Collector(folder / "calls.jsonl")
+        Scenarios(release, table, collector).run(plan["only"])
     except ClusterError as error:
         table.add(Row("the cluster", "", str(error).replace("|", "/")))
     print(f"\n{table}", flush=True)

@@ -13,6 +13,11 @@ from pathlib import Path
 
 from tests.k3s.host import Cgroup, Sysctls
 
+NAMESPACES = (
+    *("--net", "--mount", "--pid", "--ipc"),
+    *("--fork", "--kill-child", "--mount-proc", "--propagation=private"),
+)
+
 
 @dataclass
 class Private:
@@ -23,18 +28,8 @@ class Private:
 
     def run(self, command: list[str]) -> int:
         """Run a command as the first of new namespaces; its exit status. With it ends all that it started."""
-        namespaces = [
-            "--net",
-            "--mount",
-            "--pid",
-            "--ipc",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "--propagation=private",
-        ]
         entry = [sys.executable, "-m", "tests.k3s.inside", str(self.folder)]
-        process = subprocess.Popen(["unshare", *namespaces, "--", *entry, *command])
+        process = subprocess.Popen(["unshare", *NAMESPACES, "--", *entry, *command])
         try:
             return process.wait()
         finally:
@@ -54,14 +49,14 @@ def private() -> Iterator[Private]:
     try:
         yield Private(folder, cgroup)
     finally:
-        _removed(cgroup)
+        removed(cgroup)
         sysctls.restore()
         if not os.environ.get("K3S_KEEP"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _removed(cgroup: Cgroup) -> None:
-    """Groups go a moment after their last process."""
+def removed(cgroup: Cgroup) -> None:
+    """Remove a group, a moment after its last process has gone."""
     for _ in range(50):
         with suppress(OSError):
             cgroup.remove()

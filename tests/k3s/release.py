@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -18,8 +17,9 @@ import httpx
 import yaml
 
 from tests.charts.tools import kubectl
-from tests.k3s.cluster import SOCKET, Cluster, ClusterError
+from tests.k3s.cluster import Cluster
 from tests.k3s.images import ROOT
+from tests.k3s.machine import ClusterError
 
 NAME = NAMESPACE = "timestep"
 CHART = ROOT / "charts" / "timestep"
@@ -37,6 +37,7 @@ class Release:
     cluster: Cluster
     helm: Path
     values: dict[str, Any] = field(default_factory=dict)  # of the next revision
+    database_url: str = ""  # of one that is elsewhere
     _revisions: list[dict[str, Any]] = field(default_factory=list)
     _volumes: dict[str, Path] = field(default_factory=dict)
 
@@ -47,12 +48,12 @@ class Release:
         self.cluster.apply([document])
 
     def install(self) -> None:
-        self._helm("install", NAME, str(CHART), "--wait", *self._given())
+        self._revise("install")
 
     def upgrade(self, **values: Any) -> None:
         """With more values than before, which stay for later upgrades."""
         self.values = self.values | values
-        self._helm("upgrade", NAME, str(CHART), "--wait", *self._given())
+        self._revise("upgrade")
 
     def rollback(self, revision: int) -> None:
         self._helm("rollback", NAME, str(revision), "--wait")
@@ -65,14 +66,14 @@ class Release:
         """The chart's own tests."""
         self._helm("test", NAME)
 
-    def documented(self, heading: str) -> list[str]:
-        """The shell commands that the document of clusters gives under a heading."""
+    def documented(self, heading: str, language: str = "sh") -> list[str]:
+        """The shell commands, or other code, that the document of clusters gives under a heading."""
         section = DOCUMENT.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
-        return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
     def shell(self, commands: str) -> None:
         """Run them as a reader would, beside the chart and the values. ClusterError: one of them failed."""
-        self._given()
+        self._write_values()
         place = self.cluster.folder
         programs = place / "programs"
         programs.mkdir(exist_ok=True)
@@ -100,11 +101,14 @@ class Release:
         self.kubectl("delete", "persistentvolumeclaims", "--all")
         self._volumes.clear()
 
-    def _given(self) -> tuple[str, ...]:
+    def _revise(self, how: str) -> None:
         self._revisions.append(self.values)
+        self._helm(how, NAME, str(CHART), "--wait", "--values", str(self._write_values()))
+
+    def _write_values(self) -> Path:
         path = self.cluster.folder / "values.yaml"
         path.write_text(yaml.safe_dump(self.values))
-        return ("--values", str(path))
+        return path
 
     def _helm(self, *arguments: str) -> str:
         where = ("--namespace", NAMESPACE, "--kubeconfig", str(self.cluster.kubeconfig), "--timeout", f"{SECONDS}s")
@@ -174,26 +178,23 @@ class Release:
         found = self.get("pods", f"--selector={labels}", "--field-selector=status.phase=Running")
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
-    def processes(self, labels: str) -> list[int]:
-        """The first process of each container that runs in pods with these labels."""
-        ids = {
-            state["containerID"].removeprefix("containerd://")
-            for pod in self.pods(labels)
-            for state in pod["status"].get("containerStatuses", ())
-            if "running" in state["state"]
-        }
-        command = ["ctr", "--address", SOCKET, "--namespace", "k8s.io", "tasks", "ls"]
-        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
-        return [int(line.split()[1]) for line in lines if line.split()[0] in ids]
+    def containers(self, labels: str) -> dict[str, list[str]]:
+        """The containers that run in pods with these labels, by their machine."""
+        found: dict[str, list[str]] = {}
+        for pod in self.pods(labels):
+            for state in pod["status"].get("containerStatuses", ()):
+                if "running" in state["state"]:
+                    container = state["containerID"].removeprefix("containerd://")
+                    found.setdefault(pod["spec"]["nodeName"], []).append(container)
+        return found
 
-    @staticmethod
-    def kill(processes: list[int]) -> float:
+    def kill(self, containers: dict[str, list[str]]) -> float:
         """kill -9 of containers' first processes, with whom all of a container dies; the moment."""
-        if not processes:
+        if not containers:
             raise ClusterError("there is nothing to kill.")
         at = time.time()
-        for process in processes:
-            os.kill(process, signal.SIGKILL)
+        for machine, ids in containers.items():
+            self.cluster.machines[machine].kill(ids)
         return at
 
     def settled(self) -> None:
@@ -209,20 +210,18 @@ class Release:
         """Rows of the service's database."""
 
         async def ask() -> list[asyncpg.Record]:
-            host, port = self.address("database").split(":")
-            connection = await asyncpg.connect(
-                host=host,
-                port=int(port),
-                user="timestep",
-                password=self.secret("database", "password"),
-                database="timestep",
-            )
+            connection = await asyncpg.connect(self._database_url(), database="timestep")
             try:
                 return list(await connection.fetch(query, *arguments))
             finally:
                 await connection.close()
 
         return asyncio.run(ask())
+
+    def _database_url(self) -> str:
+        if self.database_url:
+            return self.database_url
+        return f"postgresql://timestep:{self.secret('database', 'password')}@{self.address('database')}/postgres"
 
     def prefect(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         """What Prefect's API answers."""

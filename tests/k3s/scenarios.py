@@ -1,6 +1,7 @@
 """What is done to an installed chart, one after the other; each gives a row: its figure, and what was wrong."""
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from tests.conftest import conversation
 from tests.k3s import calls
-from tests.k3s.cluster import ClusterError
+from tests.k3s.cluster import FIRST, SECOND
+from tests.k3s.collector import Collector
+from tests.k3s.elsewhere import Elsewhere
+from tests.k3s.machine import ClusterError
 from tests.k3s.release import COMPONENT, ENDED, FLOW_RUN, Release, Service
 from tests.k3s.table import Row, Table
 
@@ -22,6 +27,7 @@ STEPS = 3  # at work while something is killed
 SAMPLES = 10  # of a step's latency
 LINES = 3  # of the batch
 EPOCHS = 2
+OFF = 15  # seconds without power
 MEANWHILE, BETWEEN = 10, 6  # most steps that are started during an upgrade, and the seconds between two
 # What may be left by an uninstall beside the volume claims: what every namespace has.
 ORDINARY = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
@@ -33,8 +39,8 @@ Scenario = Callable[[], Row]
 class Scenarios:
     """They build on each other: the release of the first is the one that the last removes."""
 
-    def __init__(self, release: Release, table: Table) -> None:
-        self.release, self.table = release, table
+    def __init__(self, release: Release, table: Table, collector: Collector) -> None:
+        self.release, self.table, self.collector = release, table, collector
         self.service: Service
         self.training: dict[str, Any] = {}
 
@@ -57,12 +63,17 @@ class Scenarios:
             self.api_killed,
             self.prefect_killed,
             self.database_killed,
+            self.model_server_killed,
+            self.power_cut,
             self.upgraded,
             self.flow_run_pod_killed,
+            self.worker_killed,
             self.rolled_back,
             self.uninstalled,
             self.installed_again,
             self.restored,
+            self.applied,
+            self.machine_lost,
         )
         for scenario in rest:
             if only and scenario.__name__ not in only:
@@ -80,6 +91,7 @@ class Scenarios:
         self.release.values = {
             "agents": {"files": {"agents.py": AGENTS.read_text()}},
             "model": {"threads": 1},
+            "extraEnv": [{"name": "CALLS", "value": self.collector.address}],
         }
         began = time.monotonic()
         try:
@@ -211,6 +223,101 @@ class Scenarios:
     def database_killed(self) -> Row:
         return self._killed("database", f"{COMPONENT}=database")
 
+    def worker_killed(self) -> Row:
+        """Without warm workers: what runs goes on, and what is new has a pod once the worker is back."""
+        return self._killed("worker, each step in a pod", f"{COMPONENT}=worker")
+
+    def model_server_killed(self) -> Row:
+        """While it answers a step: that call is asked again."""
+        self.release.settled()
+        step = self.service.start("talker", "Once upon a time")
+        self._unfinished(step)
+        at = self.release.kill(self.release.containers(f"{COMPONENT}=model-server"))
+        asked = {"model": "local/talker", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+        time.sleep(0.5)
+        self.service.request("POST", "/v1/chat/completions", json=asked, seconds=180)
+        answered = time.time() - at
+        self.service.reaches(step, "succeeded", seconds=300)
+        rows = self.release.fetch("select position, finished_at from units where step_id = $1", step)
+        told = [(row["position"], row["finished_at"] is not None) for row in rows]
+        wrong = "" if told == [("talker/0", True)] else f"its record is {told}"
+        return Row("kill -9 model server in a call of a step", f"answers again after {answered:.1f} s", wrong)
+
+    def _unfinished(self, step: str) -> None:
+        """Wait until a step's first call is under way."""
+        query = "select 1 from units where step_id = $1 and finished_at is null"
+        self.release.cluster.wait("call of the step", lambda: self.release.fetch(query, step), 60)
+
+    def power_cut(self) -> Row:
+        """Of the only machine, with all volumes: everything ends at once and says nothing, and comes back."""
+        self.release.settled()
+        steps = {self.service.start("worker", tag): tag for tag in (f"power {n}" for n in range(STEPS))}
+        self._in_the_middle(set(steps.values()))
+        cluster = self.release.cluster
+        cluster.power_off(FIRST)
+        time.sleep(OFF)
+        at = time.time()
+        cluster.power_on(FIRST)
+        for step in steps:
+            self.service.reaches(step, "succeeded", seconds=600)
+        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
+        went_on = statistics.median(self._went_on(tag, at) for tag in steps.values())
+        figure = f"went on {went_on:.1f} s after it was back, {cut} cut calls again"
+        return Row(f"power cut of the node, control plane and volumes on it, {STEPS} steps at work", figure, wrong)
+
+    def applied(self) -> Row:
+        """Database and bucket elsewhere, without helm, as the documents say; all of it on a second machine."""
+        cluster = self.release.cluster
+        if cluster.is_k3s:
+            return Row("database and bucket elsewhere, on a second node", "not tried with k3s, which has one here")
+        self.release.uninstall()
+        cluster.wait("end of the pods", lambda: not self.release.get("pods"), 120)
+        self.release.remove_volumes()
+        elsewhere = Elsewhere(cluster.folder / "elsewhere")
+        cluster.wait("database and bucket", elsewhere.answers)
+        elsewhere.make_bucket()
+        cluster.add_machine(SECOND)
+        cluster.kubectl("cordon", FIRST)
+        heading = "Your own database and bucket"
+        (secrets,), (values,) = self.release.documented(heading), self.release.documented(heading, "yaml")
+        for placeholder in re.findall(r"url='(.*?)'", secrets):
+            url = elsewhere.storage_url if placeholder.startswith("s3:") else elsewhere.database_url
+            secrets = secrets.replace(placeholder, url)
+        self.release.values = self.release.values | yaml.safe_load(values)
+        self.release.shell(secrets)
+        began = time.monotonic()
+        (apply,) = self.release.documented("GitOps")
+        self.release.shell(apply)
+        self.release.settled()
+        took = time.monotonic() - began
+        cluster.kubectl("uncordon", FIRST)
+        self.release.database_url = elsewhere.database_url
+        self.service.close()
+        self.service = Service(self.release)
+        self.service.reaches(self.service.start("quick", "applied"), "succeeded")
+        nodes = {pod["spec"]["nodeName"] for pod in self.release.get("pods")}
+        wrong = "" if nodes == {SECOND} else f"its pods are on {sorted(nodes)}"
+        return Row("`helm template | kubectl apply`, database and bucket elsewhere", _seconds(took), wrong)
+
+    def machine_lost(self) -> Row:
+        """The one that every pod of the release is on: first its cable, then it. It doesn't come back."""
+        cluster = self.release.cluster
+        if cluster.is_k3s:
+            return Row("loss of the node", "not tried with k3s, which has one here")
+        steps = {self.service.start("worker", tag): tag for tag in (f"lost {n}" for n in range(STEPS))}
+        self._in_the_middle(set(steps.values()))
+        at = time.time()
+        cluster.power_off(SECOND)
+        cluster.wait("Kubernetes' notice of the loss", lambda: not cluster.is_ready(SECOND), 180)
+        noticed = time.time() - at
+        for step in steps:
+            self.service.reaches(step, "succeeded", seconds=900)
+        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
+        went_on = statistics.median(self._went_on(tag, at) for tag in steps.values())
+        self.service.reaches(self.service.start("quick", "after the loss"), "succeeded")
+        figure = f"noticed after {noticed:.0f} s, went on after {went_on:.0f} s, {cut} cut calls again"
+        return Row(f"loss of the node that all pods are on, {STEPS} steps at work", figure, wrong)
+
     def _killed(self, what: str, labels: str) -> Row:
         """kill -9 while steps are in their middle; they end, with each call made once, and new ones are taken.
 
@@ -218,9 +325,9 @@ class Scenarios:
         """
         self.release.settled()
         steps = {self.service.start("worker", tag): tag for tag in (f"{what} {n}" for n in range(STEPS))}
-        processes = self.release.processes(labels)
+        containers = self.release.containers(labels)
         self._in_the_middle(set(steps.values()))
-        at = self.release.kill(processes)
+        at = self.release.kill(containers)
         time.sleep(0.5)
         new = self.service.start("quick", f"after {what}")
         self.service.reaches(new, "succeeded", seconds=300)
@@ -256,7 +363,7 @@ class Scenarios:
             return len(rows) == EPOCHS and rows[0]["finished_at"] is not None
 
         self.release.cluster.wait("second epoch", second, 600)
-        at = self.release.kill(self.release.processes(f"{FLOW_RUN}={step}"))
+        at = self.release.kill(self.release.containers(f"{FLOW_RUN}={step}"))
         self._trained(step)
         rows = self.release.fetch(query, step)
         attempts = [row["attempt"] for row in rows]
@@ -296,9 +403,9 @@ class Scenarios:
         step, tag = self.service.start("worker", "own pod"), "own pod"
         # Before its middle: a look at the pods may last longer than the rest of the step.
         mine = f"{FLOW_RUN}={step}"
-        processes = self.release.cluster.wait("pod of the step", lambda: self.release.processes(mine), 180)
+        containers = self.release.cluster.wait("pod of the step", lambda: self.release.containers(mine), 180)
         self._in_the_middle({tag})
-        at = self.release.kill(processes)
+        at = self.release.kill(containers)
         self.service.reaches(step, "succeeded", seconds=300)
         wrong, cut = calls.wrong(self.release, self.calls(), {step: tag}, "worker")
         jobs = len(self._jobs(step))
@@ -374,7 +481,7 @@ class Scenarios:
         return sorted(model["id"] for model in self.service.request("GET", "/v1/models")["data"])
 
     def calls(self) -> list[calls.Call]:
-        return calls.read(self.release.volume("storage"))
+        return calls.read(self.collector.path)
 
 
 def _lasted(view: dict[str, Any]) -> float:

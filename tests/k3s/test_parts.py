@@ -64,8 +64,10 @@ def test_a_call_that_began_again_was_cut_or_repeated(log: list[calls.Call], faul
 
 def test_a_line_that_is_being_written_is_no_call_yet(tmp_path: Path) -> None:
     line = '{"at": 1, "tag": "t", "call": "c", "moment": "begun", "pod": "p"}'
-    (tmp_path / ".calls.jsonl").write_text(f"{line}\n{line[:20]}")
-    assert calls.read(tmp_path) == [calls.Call(1, "t", "c", "begun", "p")]
+    path = tmp_path / "calls.jsonl"
+    assert calls.read(path) == []
+    path.write_text(f"{line}\n{line[:20]}")
+    assert calls.read(path) == [calls.Call(1, "t", "c", "begun", "p")]
 
 
 def test_a_table_without_rows_has_failed() -> None:

@@ -1,0 +1,52 @@
+"""A database and a bucket that are in no cluster: PostgreSQL and an S3 server, processes beside the control plane."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from storage.drivers import parse_url
+from tests.k3s.machine import OUTSIDE
+
+DATABASE_PORT, BUCKET_PORT = 5432, 9100
+BUCKET = "artifacts"
+
+
+class Elsewhere:
+    """Both, started; they end with the namespace they are in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        password = secrets.token_hex(8)
+        self.database_url = f"postgresql://timestep:{password}@{OUTSIDE}:{DATABASE_PORT}/postgres"
+        server = f"endpoint=http://{OUTSIDE}:{BUCKET_PORT}&region=us-east-1"
+        self.storage_url = f"s3://key:secret@{BUCKET}/prefix?{server}"
+        self._start(
+            *("database", "-m", "deployments.database_server"),
+            PGDATA=str(folder / "data"),
+            TIMESTEP_DATABASE_PASSWORD=password,
+            TIMESTEP_DATABASE_SETTINGS="unix_socket_directories=''",
+        )
+        main = "from moto.server import main; main()"
+        self._start("bucket", "-c", main, "-H", OUTSIDE, "-p", str(BUCKET_PORT))
+
+    def answers(self) -> bool:
+        """Whether both do."""
+        try:
+            for port in (DATABASE_PORT, BUCKET_PORT):
+                socket.create_connection((OUTSIDE, port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    def make_bucket(self) -> None:
+        """An empty one."""
+        parse_url(self.storage_url).connect().create_container(BUCKET)
+
+    def _start(self, name: str, *arguments: str, **variables: str) -> None:
+        with (self._folder / f"{name}.log").open("wb") as log:
+            environment = os.environ | variables
+            subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment)
