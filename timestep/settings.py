@@ -28,7 +28,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address of the HTTP server; any but loopback needs an API key.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the Timestep HTTP server.")
     api_url: str | None = Field(
-        None, description="URL at which the service's own parts reach its HTTP server, where host and port don't say it."
+        None,
+        description="URL at which the service's own parts reach its HTTP server, where host and port don't say it.",
     )
     prefect_port: int = Field(4200, ge=1, le=65535, description="Port of the Prefect server and its UI.")
     model_host: str = Field(
