@@ -1,5 +1,6 @@
 """What is done to an installed chart, one after the other; each gives a row: its figure, and what was wrong."""
 
+import asyncio
 import json
 import re
 import statistics
@@ -12,15 +13,17 @@ from typing import Any
 
 import httpx
 import yaml
+from playwright.async_api import Error as PlaywrightError
 
 from tests.conftest import conversation
-from tests.k3s import calls
+from tests.k3s import calls, form
 from tests.k3s.cluster import FIRST, SECOND
 from tests.k3s.collector import Collector
 from tests.k3s.elsewhere import Elsewhere
 from tests.k3s.machine import ClusterError
 from tests.k3s.release import COMPONENT, ENDED, FLOW_RUN, Release, Service
 from tests.k3s.table import Row, Table
+from tests.ui.browser import CHROMIUM
 
 AGENTS = Path(__file__).with_name("agents_file.py")
 STEPS = 3  # at work while something is killed
@@ -34,6 +37,7 @@ ORDINARY = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 MIDDLE = "worker/1/0"  # a call in the middle of a step
 
 Scenario = Callable[[], Row]
+FAILURES = (ClusterError, httpx.HTTPError, PlaywrightError, OSError, ValueError, KeyError, AssertionError)
 
 
 class Scenarios:
@@ -55,6 +59,7 @@ class Scenarios:
             self.chart_test,
             self.latency,
             self.real_model,
+            self.form,
             self.approval,
             self.learns,
             self.scheduled_batch,
@@ -80,7 +85,7 @@ class Scenarios:
                 continue
             try:
                 self.table.add(scenario())
-            except (ClusterError, httpx.HTTPError, OSError, ValueError, KeyError, AssertionError) as error:
+            except FAILURES as error:
                 name = scenario.__name__.replace("_", " ")
                 said = f"{type(error).__name__}: {error} {self.release.trouble()}"
                 self.table.add(Row(name, "", " ".join(said.split()).replace("|", "/")[:1500]))
@@ -125,6 +130,22 @@ class Scenarios:
         view = self.service.reaches(self.service.start("pupil", "What is 2 plus 2?"), "succeeded")
         wrong = "" if view["output"] else "it said nothing"
         return Row("a step on the model server's model", _seconds(time.monotonic() - began), wrong)
+
+    def form(self) -> Row:
+        """As a person does it in the Prefect UI, which asks for user and password."""
+        if CHROMIUM is None:
+            return Row("a step from the form of the Prefect UI", "not tried without Chromium")
+        ui = f"http://{self.release.address('prefect-server')}"
+        (step,) = [one for one in self.release.prefect("deployments/filter") if one["name"] == "step"]
+        login, picture = self.release.secret("prefect-auth", "auth"), self.release.cluster.folder / "form.png"
+        began = time.time()
+        asyncio.run(form.submit(ui, login, step["id"], "quick", "from the form", picture))
+
+        def made() -> Any:
+            return [call for call in self.calls() if call.tag == "from the form" and call.moment == "ended"]
+
+        self.release.cluster.wait("the form's step", made, 120)
+        return Row("a step from the form of the Prefect UI, login included", _seconds(made()[0].at - began))
 
     def approval(self) -> Row:
         step = self.service.start("careful", "approval")

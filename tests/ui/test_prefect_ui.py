@@ -6,17 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Page, expect
 
 from tests.conftest import Service
+from tests.ui.browser import field, select
 
 SECONDS = 1_000
-
-
-def field(page: Page, title: str) -> Locator:
-    """The innermost part of the form that is labelled with this title."""
-    label = page.locator(".schema-form-property__label", has_text=re.compile(rf"^{title} \(Optional\)$"))
-    return page.locator(".schema-form-property").filter(has=label).last
 
 
 async def open_form(page: Page, service: Service) -> None:
@@ -25,15 +20,6 @@ async def open_form(page: Page, service: Service) -> None:
     deployment = found.json()["id"]
     await page.goto(f"http://127.0.0.1:{service.prefect_port}/deployments/deployment/{deployment}/run")
     await expect(field(page, "Max turns")).to_be_visible(timeout=60 * SECONDS)
-
-
-async def select(page: Page, title: str, option: str) -> None:
-    """Pick an option of a select box, by keyboard: a click toggles it shut again before it is shown."""
-    control = field(page, title).locator("button.p-select-button__control")
-    await control.focus()
-    await page.keyboard.press("Space")
-    await page.get_by_role("option", name=option, exact=True).click()
-    await expect(control).to_have_text(option)
 
 
 async def submit(page: Page, service: Service) -> str:
