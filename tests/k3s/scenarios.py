@@ -318,7 +318,7 @@ class Scenarios:
         self.service.reaches(self.service.start("quick", "applied"), "succeeded")
         nodes = {pod["spec"]["nodeName"] for pod in self.release.get("pods")}
         wrong = "" if nodes == {SECOND} else f"its pods are on {sorted(nodes)}"
-        return Row("`helm template | kubectl apply`, database and bucket elsewhere", _seconds(took), wrong)
+        return Row("`kubectl apply` of what helm renders, database and bucket elsewhere", _seconds(took), wrong)
 
     def machine_lost(self) -> Row:
         """The one that every pod of the release is on: first its cable, then it. It doesn't come back."""
