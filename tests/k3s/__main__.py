@@ -19,7 +19,8 @@ def main(arguments: argparse.Namespace) -> int:
     """The exit status."""
     try:
         built = "TIMESTEP_K3S_IMAGE" not in os.environ
-        prepare({"buildah": "buildah", "debootstrap": "debootstrap"} if built else {})
+        building = {"buildah": "buildah", "debootstrap": "debootstrap"} if built else {}
+        prepare({"redis-server": "redis-server", **building})
         helm(arguments.helm)
         kubectl()
         kubernetes = gobuild.kubernetes()

@@ -1,4 +1,4 @@
-"""A database and a bucket that are in no cluster: PostgreSQL and an S3 server, processes beside the control plane."""
+"""What is in no cluster: PostgreSQL, an S3 server and Redis, processes beside the control plane."""
 
 import os
 import secrets
@@ -10,12 +10,12 @@ from pathlib import Path
 from storage.drivers import parse_url
 from tests.k3s.machine import OUTSIDE
 
-DATABASE_PORT, BUCKET_PORT = 5432, 9100
+DATABASE_PORT, BUCKET_PORT, REDIS_PORT = 5432, 9100, 6379
 BUCKET = "artifacts"
 
 
 class Elsewhere:
-    """Both, started; they end with the namespace they are in."""
+    """All of them, started; they end with the namespace they are in."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -24,19 +24,22 @@ class Elsewhere:
         self.database_url = f"postgresql://timestep:{password}@{OUTSIDE}:{DATABASE_PORT}/postgres"
         server = f"endpoint=http://{OUTSIDE}:{BUCKET_PORT}&region=us-east-1"
         self.storage_url = f"s3://key:secret@{BUCKET}/prefix?{server}"
+        self.redis_url = f"redis://default:{password}@{OUTSIDE}:{REDIS_PORT}/0"
         self._start(
-            *("database", "-m", "deployments.database_server"),
+            *("database", sys.executable, "-m", "deployments.database_server"),
             PGDATA=str(folder / "data"),
             TIMESTEP_DATABASE_PASSWORD=password,
             TIMESTEP_DATABASE_SETTINGS="unix_socket_directories=''",
         )
         main = "from moto.server import main; main()"
-        self._start("bucket", "-c", main, "-H", OUTSIDE, "-p", str(BUCKET_PORT))
+        self._start("bucket", sys.executable, "-c", main, "-H", OUTSIDE, "-p", str(BUCKET_PORT))
+        here = ("--bind", OUTSIDE, "--port", str(REDIS_PORT), "--dir", str(folder))
+        self._start("redis", "redis-server", *here, "--requirepass", password, "--save", "")
 
     def answers(self) -> bool:
-        """Whether both do."""
+        """Whether they all do."""
         try:
-            for port in (DATABASE_PORT, BUCKET_PORT):
+            for port in (DATABASE_PORT, BUCKET_PORT, REDIS_PORT):
                 socket.create_connection((OUTSIDE, port), 1).close()
         except OSError:
             return False
@@ -46,7 +49,6 @@ class Elsewhere:
         """An empty one."""
         parse_url(self.storage_url).connect().create_container(BUCKET)
 
-    def _start(self, name: str, *arguments: str, **variables: str) -> None:
+    def _start(self, name: str, *command: str, **variables: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
-            environment = os.environ | variables
-            subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment)
+            subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables)

@@ -31,6 +31,12 @@ SAMPLES = 10  # of a step's latency
 LINES = 3  # of the batch
 EPOCHS = 2
 OFF = 15  # seconds without power
+SCHEDULE = {
+    "slug": "each-minute",
+    "interval": 60,
+    "active": True,
+    "parameters": {"agent": "quick", "input": "each-minute"},
+}
 MEANWHILE, BETWEEN = 10, 6  # most steps that are started during an upgrade, and the seconds between two
 # What may be left by an uninstall beside the volume claims: what every namespace has.
 ORDINARY = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
@@ -287,25 +293,24 @@ class Scenarios:
         return Row(f"power cut of the node, control plane and volumes on it, {STEPS} steps at work", figure, wrong)
 
     def applied(self) -> Row:
-        """Database and bucket elsewhere, without helm, as the documents say; all of it on a second machine."""
+        """Without helm, on a second machine; database, bucket and Redis elsewhere, as the documents say for each."""
         cluster = self.release.cluster
         if cluster.is_k3s:
-            return Row("database and bucket elsewhere, on a second node", "not tried with k3s, which has one here")
+            return Row("everything elsewhere, on a second node", "not tried with k3s, which has one here")
         self.release.uninstall()
         cluster.wait("end of the pods", lambda: not self.release.get("pods"), 120)
         self.release.remove_volumes()
         elsewhere = Elsewhere(cluster.folder / "elsewhere")
-        cluster.wait("database and bucket", elsewhere.answers)
+        cluster.wait("database, bucket and Redis", elsewhere.answers)
         elsewhere.make_bucket()
         cluster.add_machine(SECOND)
         cluster.kubectl("cordon", FIRST)
-        heading = "Your own database and bucket"
-        (secrets,), (values,) = self.release.documented(heading), self.release.documented(heading, "yaml")
-        for placeholder in re.findall(r"url='(.*?)'", secrets):
-            url = elsewhere.storage_url if placeholder.startswith("s3:") else elsewhere.database_url
-            secrets = secrets.replace(placeholder, url)
-        self.release.values = self.release.values | yaml.safe_load(values)
-        self.release.shell(secrets)
+        self.release.values = self.release.values | {"schedules": {"step": [SCHEDULE]}}
+        urls = {"postgresql": elsewhere.database_url, "s3": elsewhere.storage_url, "redis": elsewhere.redis_url}
+        for heading in ("Your own database and bucket", "Scale"):
+            (secrets,), (values,) = self.release.documented(heading), self.release.documented(heading, "yaml")
+            self.release.shell(re.sub(r"url='(\w+):.*?'", lambda found: f"url='{urls[found[1]]}'", secrets))
+            self.release.values = self.release.values | yaml.safe_load(values)
         began = time.monotonic()
         (apply,) = self.release.documented("GitOps")
         self.release.shell(apply)
@@ -316,9 +321,19 @@ class Scenarios:
         self.service.close()
         self.service = Service(self.release)
         self.service.reaches(self.service.start("quick", "applied"), "succeeded")
+        self._scheduled(since=0)
         nodes = {pod["spec"]["nodeName"] for pod in self.release.get("pods")}
         wrong = "" if nodes == {SECOND} else f"its pods are on {sorted(nodes)}"
-        return Row("`kubectl apply` of what helm renders, database and bucket elsewhere", _seconds(took), wrong)
+        what = "`kubectl apply` of what helm renders; database, bucket and Redis elsewhere, Prefect server split"
+        return Row(what, _seconds(took), wrong)
+
+    def _scheduled(self, since: float) -> None:
+        """Wait for a step by the schedule, which the split server's background services make."""
+
+        def made() -> bool:
+            return any(call.tag == SCHEDULE["slug"] and call.at > since for call in self.calls())
+
+        self.release.cluster.wait("step by schedule", made, 200)
 
     def machine_lost(self) -> Row:
         """The one that every pod of the release is on: first its cable, then it. It doesn't come back."""
@@ -336,6 +351,7 @@ class Scenarios:
         wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
         went_on = statistics.median(self._went_on(tag, at) for tag in steps.values())
         self.service.reaches(self.service.start("quick", "after the loss"), "succeeded")
+        self._scheduled(since=time.time())
         figure = f"noticed after {noticed:.0f} s, went on after {went_on:.0f} s, {cut} cut calls again"
         return Row(f"loss of the node that all pods are on, {STEPS} steps at work", figure, wrong)
 
