@@ -187,7 +187,7 @@ class _Service:
         settings = self.settings
         prefect_ui = f"http://{reachable(settings.prefect_host)}:{settings.prefect_port}"
         return Urls(
-            api=settings.api,
+            api=settings.address,
             prefect_ui=prefect_ui,
             prefect_api=f"{prefect_ui}/api",
             model_server=str(settings.model_server_url),

@@ -19,7 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
-from asyncpg import PostgresError  # type: ignore[import-untyped]
+from asyncpg import InterfaceError, PostgresError  # type: ignore[import-untyped]
 from sqlalchemy.exc import DBAPIError
 
 from deployments.program import exit_code
@@ -35,18 +35,10 @@ FIRST_KEY = "first"
 NO_PRIVILEGE = "42501"
 # Held while Prefect's tables are migrated, which it leaves to its callers.
 LOCK = "select pg_advisory_xact_lock(7489271, 2)"
-# When the server ends the session of a machine that is gone; its locks would else be held for hours.
-LOST_CLIENTS = {
-    "tcp_keepalives_idle": "10s",
-    "tcp_keepalives_interval": "5s",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "30s",
-}
-OWN_SETTINGS = """
-    select split_part(setting, '=', 1)
-    from pg_db_role_setting join pg_database on pg_database.oid = setdatabase, unnest(setconfig) as setting
-    where setrole = 0 and datname = $1
-"""
+# When the server ends the session of a machine that is gone; its locks would else be held for hours. For sessions over
+# TCP; one has its own patience (timestep/agents/record/lease.py).
+LOST_CLIENTS = {"tcp_keepalives_idle": "10s", "tcp_keepalives_interval": "5s", "tcp_user_timeout": "30s"}
+UNSET = "select name from pg_settings where name = any($1) and source = 'default'"
 
 T = TypeVar("T")
 
@@ -205,17 +197,17 @@ async def _migrate_prefect(database: Database, *, behind: bool) -> None:
 
 
 async def _notice_lost_clients(database: Database, name: str) -> None:
-    """Have this database's sessions end soon after their machine did. What somebody has set stays."""
-    connection = await database.connect(name, timeout=engine.CONNECT_SECONDS)
+    """Have this database's sessions end soon after their machine did. What somebody has set, anywhere, stays."""
+    connection = None
     try:
-        own = {row[0] for row in await connection.fetch(OWN_SETTINGS, name)}
-        for option, value in LOST_CLIENTS.items():
-            if option not in own:
-                await connection.execute(f"alter database {name} set {option} = '{value}'")
-    except PostgresError as error:
+        connection = await database.connect(name, timeout=engine.CONNECT_SECONDS)
+        for (option,) in await connection.fetch(UNSET, list(LOST_CLIENTS)):
+            await connection.execute(f"alter database {name} set {option} = '{LOST_CLIENTS[option]}'")
+    except (PostgresError, InterfaceError, OSError, ServiceUnavailableError) as error:
         _say(f"Database '{name}' keeps its own patience with machines that are gone: {error}.")
     finally:
-        connection.terminate()
+        if connection is not None:
+            connection.terminate()
 
 
 def _database(settings: Settings) -> Database:

@@ -31,7 +31,7 @@ class Asker:
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=5, pool=None),
             limits=httpx.Limits(max_connections=connections),
             trust_env=False,
-            verify=False,  # no TLS on loopback: no time for its context
+            verify=settings.api.startswith("https"),  # a context for TLS takes time, and mostly there is none
         )
 
     async def __aenter__(self) -> Self:

@@ -222,9 +222,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def api(self) -> str:
-        """URL of this service's HTTP API, as its own flow runs reach it."""
-        if self.api_url is not None:
-            return self.api_url.rstrip("/")
+        """URL of the service's HTTP API, as its own parts reach it."""
+        return self.api_url.rstrip("/") if self.api_url else self.address
+
+    @cached_property
+    def address(self) -> str:
+        """URL at which this machine reaches the HTTP server that these settings start."""
         everywhere = self.host in ("0.0.0.0", "::", "")
         host = "127.0.0.1" if everywhere else f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"

@@ -165,3 +165,26 @@ def test_no_value_is_a_secret_itself() -> None:
         if words.search(value.name) and not value.name.endswith(("Secret", "Secrets", "Key"))
     ]
     assert not plain
+
+
+def test_a_users_own_patience_with_a_lost_node_counts_and_other_tolerations_stand_beside_it(tmp_path: Path) -> None:
+    lost, unready = "node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready"
+    flat = {
+        "nodeLossSeconds": 7,
+        "api.tolerations": [{"operator": "Exists", "effect": "NoSchedule"}],
+        "worker.tolerations": [{"key": lost, "operator": "Exists", "tolerationSeconds": 99}],
+        "modelServer.tolerations": [{"operator": "Exists"}],
+    }
+    documents = yaml.safe_load_all(rendered(tmp_path, "tolerations", flat))
+    found = {
+        document["metadata"]["name"]: {
+            one.get("key"): one.get("tolerationSeconds")
+            for one in document["spec"]["template"]["spec"]["tolerations"]
+            if one.get("effect") != "NoSchedule"
+        }
+        for document in documents
+        if document and document["kind"] == "Deployment"
+    }
+    assert found[f"{RELEASE}-api"] == {lost: 7, unready: 7}
+    assert found[f"{RELEASE}-worker"] == {lost: 99, unready: 7}
+    assert found[f"{RELEASE}-model-server"] == {None: None}

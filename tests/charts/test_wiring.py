@@ -10,6 +10,8 @@ from tests.charts.conftest import ALL_CASES
 from tests.charts.jobs import manifests, prepared_jobs
 from tests.charts.rendering import CASES, NAMESPACE, Document, Pod, Rendering, render
 
+ADDRESSES = ("TIMESTEP_API_URL", "TIMESTEP_PREFECT_API_URL", "TIMESTEP_MODEL_SERVER_URL")
+
 pytestmark = pytest.mark.parametrize("case", ALL_CASES)
 
 
@@ -169,7 +171,7 @@ def test_addresses_in_variables_are_those_of_services(case: str) -> None:
     given = case_text(case)
     for pod in [*rendering.pods, *prepared_jobs(case)]:
         for variable in pod.environment:
-            if variable["name"] in ("TIMESTEP_PREFECT_API_URL", "TIMESTEP_MODEL_SERVER_URL"):
+            if variable["name"] in ADDRESSES:
                 address = variable["value"].removeprefix("http://").removesuffix("/api")
                 # A pod in another namespace names ours too.
                 host, _, port = address.partition(":")

@@ -146,6 +146,12 @@ def test_newer_databases_are_ready_and_left_as_they_are(empty_server: str, role:
     }
 
 
+SET = """
+    select unnest(setconfig) from pg_db_role_setting join pg_database on pg_database.oid = setdatabase
+    where datname = current_database() and setrole = 0
+"""
+
+
 def test_sessions_of_machines_that_are_gone_end_soon_unless_somebody_set_that(
     empty_server: str, role: Callable[..., Done]
 ) -> None:
@@ -155,24 +161,22 @@ def test_sessions_of_machines_that_are_gone_end_soon_unless_somebody_set_that(
     on(empty_server, "postgres", f"alter database {PREFECT} set tcp_keepalives_idle = '77s'")
     for _ in range(2):
         assert role(empty_server)[0] == 0
-    for name, idle in ((TIMESTEP, "10"), (PREFECT, "77")):
-        kept = dict(
-            row[0].split("=")
-            for row in on(
-                empty_server,
-                name,
-                f"""
-            select unnest(setconfig) from pg_db_role_setting join pg_database on pg_database.oid = setdatabase
-            where datname = '{name}'
-        """,
-            )
-        )
-        assert kept == {
-            "tcp_keepalives_idle": f"{idle}s",
-            "tcp_keepalives_interval": "5s",
-            "tcp_keepalives_count": "3",
-            "tcp_user_timeout": "30s",
-        }
+    for name, idle in ((TIMESTEP, "10s"), (PREFECT, "77s")):
+        kept = dict(row[0].split("=") for row in on(empty_server, name, SET))
+        assert kept == {"tcp_keepalives_idle": idle, "tcp_keepalives_interval": "5s", "tcp_user_timeout": "30s"}
+
+
+def test_who_may_not_set_that_migrates_all_the_same(empty_server: str, role: Callable[..., Done]) -> None:
+    on(empty_server, "postgres", "drop role if exists poor", "create role poor login")
+    for name in (TIMESTEP, PREFECT):
+        on(empty_server, "postgres", f"create database {name}")
+        at(empty_server, name, "9999")
+        on(empty_server, name, "grant select on alembic_version to poor")
+    code, out, err = role(as_user(empty_server, "poor"))
+    assert (code, err) == (0, "")
+    for name in (TIMESTEP, PREFECT):
+        assert f"Database '{name}' keeps its own patience with machines that are gone: must be owner" in out
+        assert not on(empty_server, name, SET)
 
 
 def test_a_database_that_starts_is_waited_for_and_one_that_never_does_is_named(

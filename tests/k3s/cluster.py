@@ -142,7 +142,7 @@ class Cluster:
         self.apply([binding | {"metadata": {"name": "kube-apiserver-kubelet-admin"}, "roleRef": role}])
 
     def _control_plane(self) -> None:
-        # What a power cut would lose of the disk is no matter here: the whole cluster goes with the test.
+        # What wasn't synced outlives its process, and the whole cluster goes with the test.
         self._spawn(
             "etcd",
             self.programs["etcd"],

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from storage.drivers import parse_url
-from tests.k3s.machine import OUTSIDE
+from tests.k3s.machine import OUTSIDE, ClusterError
 
 DATABASE_PORT, BUCKET_PORT, REDIS_PORT = 5432, 9100, 6379
 BUCKET = "artifacts"
@@ -19,6 +19,7 @@ class Elsewhere:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir()
         password = secrets.token_hex(8)
         self.database_url = f"postgresql://timestep:{password}@{OUTSIDE}:{DATABASE_PORT}/postgres"
@@ -36,8 +37,12 @@ class Elsewhere:
         here = ("--bind", OUTSIDE, "--port", str(REDIS_PORT), "--dir", str(folder))
         self._start("redis", "redis-server", *here, "--requirepass", password, "--save", "")
 
-    def answers(self) -> bool:
-        """Whether they all do."""
+    def answer(self) -> bool:
+        """Whether they all do. ClusterError: one has ended, with its last words."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
+                raise ClusterError(f"{name} ended with {process.returncode}: {' | '.join(lines[-3:])}")
         try:
             for port in (DATABASE_PORT, BUCKET_PORT, REDIS_PORT):
                 socket.create_connection((OUTSIDE, port), 1).close()
@@ -51,4 +56,4 @@ class Elsewhere:
 
     def _start(self, name: str, *command: str, **variables: str) -> None:
         with (self._folder / f"{name}.log").open("wb") as log:
-            subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables)
+            self._processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | variables)

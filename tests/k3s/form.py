@@ -10,7 +10,7 @@ MILLISECONDS = 60_000
 
 
 async def submit(ui: str, login: str, deployment: str, agent: str, text: str, picture: Path) -> None:
-    """Until the form is gone. ``ui`` is its URL; ``login``, 'user:password'; ``picture``, where the filled form goes.
+    """Until the run is made. ``ui`` is its URL; ``login``, 'user:password'; ``picture``, where the filled form goes.
 
     Raises:
         AssertionError, playwright's Error: a page isn't what it should be.
@@ -20,11 +20,11 @@ async def submit(ui: str, login: str, deployment: str, agent: str, text: str, pi
         await page.locator("input[type=password]").fill(login, timeout=MILLISECONDS)
         await page.get_by_role("button", name="Login").click()
         await expect(page.locator("input[type=password]")).to_have_count(0, timeout=MILLISECONDS)
-        run = f"{ui}/deployments/deployment/{deployment}/run"
-        await page.goto(run)
+        await page.goto(f"{ui}/deployments/deployment/{deployment}/run")
         await field(page, "Input").locator("textarea").fill(text, timeout=MILLISECONDS)
         await field(page, "Agent").locator("textarea").fill(agent)
         await select(page, "Mode", "inference")
         await page.screenshot(path=picture)
-        await page.get_by_role("button", name="Submit").click()
-        await page.wait_for_url(lambda url: url != run, timeout=MILLISECONDS)
+        async with page.expect_response(lambda answer: "create_flow_run" in answer.url, timeout=MILLISECONDS) as sent:
+            await page.get_by_role("button", name="Submit").click()
+        assert (await sent.value).ok, await (await sent.value).text()

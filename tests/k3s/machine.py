@@ -1,7 +1,8 @@
 """One machine of the cluster, in namespaces of its own: its network, containerd, the kubelet and kube-proxy, or k3s.
 
 Outside, :class:`Machine` switches it on and off; ``python -m tests.k3s.machine PLAN`` is what runs inside. Switched
-off, its namespaces end: no process says goodbye, no mount and no address is left, and its disk, a folder, stays.
+off, its namespaces end: no process says goodbye, no mount and no address is left. Its disk, a folder, stays as the last
+write left it: what a real one loses since its last sync is not lost here.
 """
 
 import json
@@ -91,7 +92,7 @@ class Machine:
         program = [sys.executable, "-m", "tests.k3s.machine", str(disk / "plan.json")]
         self._process = subprocess.Popen(["unshare", *NAMESPACES, "--", *inside, *program])
         entered, ours = Path(f"/proc/{self._process.pid}/ns/net"), Path("/proc/self/ns/net").readlink()
-        self._until("namespace of its own", lambda: entered.readlink() != ours)
+        self._until("namespace of its own", lambda: entered.exists() and entered.readlink() != ours)
         do("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self._process.pid))
         do("ip", "link", "set", self._port, "master", "uplink", "up")
         self._until("containerd", lambda: succeeds("ctr", "--address", str(self.socket), "version"))

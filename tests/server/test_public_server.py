@@ -166,6 +166,7 @@ def test_a_client_that_leaves_ends_the_generation(stream: bool, public: Server, 
 def test_without_a_model_server_it_says_so(serve: Callable[..., Server]) -> None:
     alone = serve("timestep.server", MODEL_SERVER_URL="http://127.0.0.1:9")
     assert httpx.get(f"{alone.url}/health").status_code == 503
+    assert httpx.get(f"{alone.url}/livez").status_code == 204
     response = httpx.post(f"{alone.api}/chat/completions", json={"model": SMOLLM2, "messages": OCEAN})
     assert response.status_code == 503
     assert "timestep up" in response.json()["error"]["message"]

@@ -57,4 +57,4 @@ def _running(settings: Any) -> tuple[str, str | None]:
     from deployments.local import status
 
     state, key = status(settings), service_key.known(settings)
-    return str(state.urls.api if state else settings.api), key.get_secret_value() if key else None
+    return str(state.urls.api if state else settings.address), key.get_secret_value() if key else None

@@ -31,15 +31,20 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def invalid_body(error: RequestValidationError) -> dict[str, Any]:
-    """The first of what FastAPI has found wrong with a request, by name; of a union, what each kind asks for."""
-    errors = error.errors()
-    first = errors[0]
-    where = _parameter(first, error.body)
+    """The first of what FastAPI has found wrong with a request, by name.
+
+    Where several kinds of a value would do, all that is wrong at the deepest place is said: the kind that fits best.
+    """
+    places = [_parameter(one, error.body) for one in error.errors()]
+    first = error.errors()[0]
+    within = [place for place in places if place == places[0] or place.startswith(f"{places[0]}.")]
+    where = max(within, key=lambda place: place.count("."))
     if first["type"] == "json_invalid":
         return _body(f"The body is no JSON: {first['ctx']['error']}.", "invalid_request_error", code="invalid_request")
     if first["type"] == "extra_forbidden":
         return error_body(NotSupportedError(where))
-    reasons = [str(one["msg"]).removeprefix("Value error, ") for one in errors if _parameter(one, error.body) == where]
+    found = [one for one, place in zip(error.errors(), places, strict=True) if place == where]
+    reasons = [str(one["msg"]).removeprefix("Value error, ") for one in found]
     why = ", or: ".join(dict.fromkeys(reasons)) if where else reasons[0]
     message = f"'{where}': {why}" if where else why
     if not where and (named := re.match(r"'(\w+)'", why)):  # a rule of several parameters names the one it is about

@@ -86,4 +86,5 @@ def parsed(model: type[M], fields: dict[str, str]) -> M:
     try:
         return model.model_validate_strings(nested)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(), body=nested) from error
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(found, body=nested) from error

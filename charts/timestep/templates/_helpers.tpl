@@ -300,17 +300,21 @@ model, work. "extra" is a list of the container's own; users' lists come last, a
 {{- end -}}
 
 {{/*
-The taints that a pod tolerates: the user's; and those of a lost node for a while, where the pod can be anywhere. Not the
-database's: its volume is with it.
+The taints that a pod tolerates: the user's, and those of a lost node for a while. The database's volume may be there: it
+waits as long as Kubernetes lets it. Flow runs are started again by the service, wherever their pods are.
 */}}
 {{- define "timestep.tolerations" -}}
 {{- $tolerations := .values.tolerations | default list -}}
-{{- if and (hasKey .values "tolerations") (ne .component "database") -}}
+{{- if not (has .component (list "database" "flow-run")) -}}
+{{- $given := .context.Values.nodeLossSeconds -}}
+{{- $seconds := int (ternary 30 $given (kindIs "invalid" $given)) -}}
 {{- $keys := list -}}
-{{- range $tolerations -}}{{- $keys = append $keys (.key | default "") -}}{{- end -}}
+{{- range $tolerations -}}
+{{- if eq (.effect | default "NoExecute") "NoExecute" -}}{{- $keys = append $keys (.key | default "") -}}{{- end -}}
+{{- end -}}
 {{- range list "node.kubernetes.io/not-ready" "node.kubernetes.io/unreachable" -}}
 {{- if not (or (has . $keys) (has "" $keys)) -}}
-{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" (int $.context.Values.nodeLossSeconds)) -}}
+{{- $tolerations = append $tolerations (dict "key" . "operator" "Exists" "effect" "NoExecute" "tolerationSeconds" $seconds) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -77,7 +77,7 @@ spec:
       tolerations: {{ "'{{ tolerations }}'" }}
       affinity: {{ "'{{ affinity }}'" }}
       {{- $fixed := dict "terminationGracePeriodSeconds" .values.terminationGracePeriodSeconds }}
-      {{- include "timestep.pod" (dict "context" .context "values" $fixed) | nindent 6 }}
+      {{- include "timestep.pod" (dict "context" .context "component" "flow-run" "values" $fixed) | nindent 6 }}
       containers:
         - name: prefect-job
           image: {{ "'{{ image }}'" }}

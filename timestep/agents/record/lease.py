@@ -307,8 +307,9 @@ class Lease:
         if self._connection is None or self._connection.is_closed():
             self._locked = False
             # So that the server lets go of the lock soon where this machine is gone.
-            keepalive = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
-            self._connection = await self._database.connect(command_timeout=5, timeout=5, server_settings=keepalive)
+            lost = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
+            lost["tcp_user_timeout"] = "15s"  # where there is one, it counts instead of the count
+            self._connection = await self._database.connect(command_timeout=5, timeout=5, server_settings=lost)
             await self._connection.add_listener(_CHANNEL, self._told)
         return self._connection
 
