@@ -206,11 +206,11 @@ class Release:
 
         self.cluster.wait("ready pods", ready, 300)
 
-    def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        """Rows of the service's database."""
+    def fetch(self, query: str, *arguments: object, login: str = "") -> list[asyncpg.Record]:
+        """Rows of the service's database; ``login`` is another URL than today's."""
 
         async def ask() -> list[asyncpg.Record]:
-            connection = await asyncpg.connect(self._database_url(), database="timestep")
+            connection = await asyncpg.connect(login or self.database_login(), database="timestep")
             try:
                 return list(await connection.fetch(query, *arguments))
             finally:
@@ -218,7 +218,8 @@ class Release:
 
         return asyncio.run(ask())
 
-    def _database_url(self) -> str:
+    def database_login(self) -> str:
+        """The URL of the database, as it is reached from here."""
         if self.database_url:
             return self.database_url
         return f"postgresql://timestep:{self.secret('database', 'password')}@{self.address('database')}/postgres"

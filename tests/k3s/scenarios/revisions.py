@@ -3,7 +3,11 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import asyncpg  # type: ignore[import-untyped]
+import httpx
+
 from tests.k3s import calls
+from tests.k3s.machine import ClusterError
 from tests.k3s.release import COMPONENT, ENDED, Service
 from tests.k3s.scenarios.base import Base, seconds
 from tests.k3s.table import Row
@@ -51,10 +55,55 @@ class Revisions(Base):
             wrong = wrong or "the warm worker isn't back"
         return Row("`helm rollback` to the first revision", seconds(took), wrong)
 
+    def passwords_changed(self) -> Row:
+        """The Prefect server's and the database's, by the documents' commands; the old ones open nothing."""
+        old = self.release.secret("prefect-auth", "auth"), self.release.database_login()
+        (commands,) = self.release.documented("TLS and auth in front")
+        began = time.monotonic()
+        self.release.shell(commands)
+        for kind in ("statefulset", "deployment"):
+            for one in self.release.get(kind):
+                self.release.kubectl("rollout", "status", f"{kind}/{one['metadata']['name']}", "--timeout=300s")
+        took = time.monotonic() - began
+        self.service.reaches(self.service.start("quick", "new passwords"), "succeeded")
+        self.release.prefect("admin/version", method="GET")
+        user, password = old[0].split(":", 1)
+        url = f"http://{self.release.address('prefect-server')}/api/admin/version"
+        answer = httpx.get(url, auth=(user, password), trust_env=False)
+        wrong = "" if answer.status_code == 401 else f"the old login is answered {answer.status_code}"
+        try:
+            self.release.fetch("select 1", login=old[1])
+        except asyncpg.InvalidPasswordError:
+            pass
+        else:
+            wrong = wrong or "the database's old password is still good"
+        return Row("other passwords, by the commands of the documents", seconds(took), wrong)
+
+    def without_image(self) -> Row:
+        """An installation whose image isn't there, and its removal, by the documents' commands."""
+        where = "timestep charts/timestep --namespace timestep"
+        began = time.monotonic()
+        try:
+            self.release.shell(f"helm install {where} --set image.tag=nowhere --wait --timeout 20s")
+        except ClusterError as error:
+            wrong = "" if "timestep:nowhere" in str(error) else f"it says {error}"
+        else:
+            wrong = "it was installed"
+        self.release.shell(self.release.documented("Uninstall")[1])
+        took = time.monotonic() - began
+        return Row("a release without an image, failed and removed", seconds(took), wrong or self._left()[1])
+
     def uninstalled(self) -> Row:
         began = time.monotonic()
         self.release.uninstall()
         took = time.monotonic() - began
+        claims, wrong = self._left()
+        if len(claims) != 2:
+            wrong = wrong or f"volume claims left: {claims}"
+        return Row(f"`helm uninstall` leaves {', '.join(claims)}", seconds(took), wrong)
+
+    def _left(self) -> tuple[list[str], str]:
+        """The volume claims that are left, and what else is and shouldn't be."""
         self.release.cluster.wait("end of the pods", lambda: not self.release.get("pods"), 120)
         kinds = self.release.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
         kinds = [kind for kind in kinds if not kind.startswith("events")]
@@ -62,10 +111,7 @@ class Revisions(Base):
         left = {(one["kind"], one["metadata"]["name"]) for one in found} - ORDINARY
         claims = sorted(name for kind, name in left if kind == "PersistentVolumeClaim")
         others = sorted(f"{kind} {name}" for kind, name in left if kind != "PersistentVolumeClaim")
-        wrong = f"left: {', '.join(others)}" if others else ""
-        if len(claims) != 2:
-            wrong = wrong or f"volume claims left: {claims}"
-        return Row(f"`helm uninstall` leaves {', '.join(claims)}", seconds(took), wrong)
+        return claims, f"left: {', '.join(others)}" if others else ""
 
     def installed_again(self) -> Row:
         """On the volumes that were kept: the steps of before are there."""
