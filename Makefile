@@ -25,7 +25,7 @@ test: .venv/.ready  ## the whole suite on real parts; what can't run here skips 
 test-long: .venv/.ready  ## what takes minutes
 	@$(RUN) -m pytest $(TESTS) -m long $(PYTEST_ARGS)
 
-test-k3s: .venv/.ready  ## the chart on a real k3s of its own: installed, used, damaged, upgraded, removed; one table
+test-k3s: .venv/.ready  ## the chart on a cluster of its own: installed, used, damaged, upgraded, removed; one table
 	@$(RUN) -m tests.k3s $(K3S_ARGS)
 
 image:  ## the image of all roles: IMAGE=name:tag BASE=image IMAGE_BUILD_ARGS='…'
