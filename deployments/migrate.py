@@ -61,6 +61,10 @@ async def migrate(settings: Settings) -> None:
     database = _database(settings)
     try:
         await patiently(database, database.create_missing)
+        # Before the migrations, after which everybody connects.
+        async with _turn(database):
+            for name in (TIMESTEP, PREFECT):
+                await _notice_lost_clients(database, name)
         if await _shown(database, TIMESTEP) is Standing.BEHIND:
             await database.migrate()
         # Before Prefect's migrations, which everybody waits for: an API without any key would not start.
@@ -70,8 +74,6 @@ async def migrate(settings: Settings) -> None:
         async with _turn(database):
             if (standing := await _shown(database, PREFECT)) is not Standing.NEWER:
                 await _migrate_prefect(database, behind=standing is Standing.BEHIND)
-            for name in (TIMESTEP, PREFECT):
-                await _notice_lost_clients(database, name)
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != NO_PRIVILEGE:
             raise

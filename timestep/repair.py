@@ -7,6 +7,7 @@ each change is made under a lock, after another look.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ PASS_SECONDS, SOON_SECONDS = 1.0, 0.25  # between passes; where something is abo
 QUEUE_PASSES = 3  # the sessions' queues are looked at every so many passes
 PAGE = 200  # most that Prefect's API returns at once
 REQUEST_SECONDS = 10.0
+STUCK_SECONDS = 10.0  # for which a run is left alone whose state can't be changed; the others have their turns
 
 # Says who has a run. Our own worker, `deployments.warm`, can start it again at once.
 WORKER_TYPE_LABEL, WARM_WORKER = "prefect.worker.type", "timestep-process"
@@ -132,6 +134,7 @@ class Repair:
         self._settings, self._database, self._client = settings, database, client
         self._connection: asyncpg.Connection | None = None
         self._passes = 0
+        self._stuck: dict[UUID, float] = {}  # until when
         self.soon = False
 
     async def pass_once(self) -> dict[UUID, Action]:
@@ -143,7 +146,7 @@ class Repair:
         known = await standings(connection, [str(run.id) for run in found])
         for run in found:
             action = self._needed(run, known.get(str(run.id)))
-            if action is not None and await self._act(connection, run, action):
+            if action is not None and await self._tried(connection, run, action):
                 done[run.id] = action
         # A crash is soon to be followed by a new start.
         self.soon = any(run.state_type is StateType.CRASHED for run in found) or Action.CRASH in done.values()
@@ -184,6 +187,19 @@ class Repair:
             return None
         age = (datetime.now(UTC) - run.state.timestamp).total_seconds()
         return Judge.of(run, self._settings).action(run.state.type, age, standing)
+
+    async def _tried(self, connection: asyncpg.Connection, run: FlowRun, action: Action) -> bool:
+        """Do it, and leave a run for others where Prefect can't: its row may be held by a server that is gone."""
+        if self._stuck.get(run.id, 0) > time.monotonic():
+            return False
+        try:
+            return await self._act(connection, run, action)
+        except (httpx.TimeoutException, httpx.HTTPStatusError) as error:
+            why = str(error) or type(error).__name__
+            logger.warning("Run '%s' can't be changed now, though it is %s (%s)", run.id, action, why)
+            self._stuck = {one: until for one, until in self._stuck.items() if until > time.monotonic()}
+            self._stuck[run.id] = time.monotonic() + STUCK_SECONDS
+            return False
 
     async def _act(self, connection: asyncpg.Connection, run: FlowRun, action: Action) -> bool:
         """Do it, unless another loop is about to, or the run is not any more what it was."""
@@ -296,6 +312,7 @@ async def _until(
         except Exception as error:
             away = isinstance(error, (*AWAY, httpx.HTTPError, asyncpg.InterfaceError))
             if str(type(error)) != trouble:
-                logger.warning("Runs can't be looked after now: %s", error or type(error), exc_info=not away)
+                why = str(error) or type(error).__name__
+                logger.warning("Runs can't be looked after now: %s", why, exc_info=not away)
             trouble = str(type(error))
         await asyncio.wait([stopped], timeout=seconds)

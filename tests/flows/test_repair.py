@@ -174,6 +174,27 @@ async def test_a_false_crash_is_put_right(scene: Scene) -> None:
     assert Counter(scene.service.calls)["tool blocked"] == 1
 
 
+async def test_a_run_that_prefect_cannot_change_keeps_no_other_from_being_put_right(scene: Scene) -> None:
+    other, run = await scene.start("idler", "tool idle"), await scene.start("blocker", "tool blocked")
+    connection = await Database(scene.service.json("status")["urls"]["database"]).connect("prefect")
+    async with connection.transaction():
+        for one in (run, other):
+            await scene.steps.client.set_flow_run_state(one.id, Crashed())
+        # As the session of a machine that is gone does.
+        await connection.execute("select from flow_run where id = $1 for update", run.id)
+        async with asyncio.timeout(30):
+            while not (await scene.state(other)).is_running():
+                await asyncio.sleep(0.1)
+        assert (await scene.state(run)).is_crashed()
+    await connection.close()
+    async with asyncio.timeout(30):
+        while not (await scene.state(run)).is_running():
+            await asyncio.sleep(0.1)
+    await scene.steps.client.set_flow_run_state(other.id, Cancelling())
+    assert (await scene.finished(run)).is_completed()
+    assert (await scene.finished(other)).is_cancelled()
+
+
 async def test_cancelling_a_step_that_was_falsely_called_crashed_ends_its_process(scene: Scene) -> None:
     run = await scene.start("blocker", "tool blocked")
     process = scene.process()

@@ -240,7 +240,8 @@ class Service:
         self._client = httpx.Client(
             base_url=f"http://{release.address('api')}",
             headers={"Authorization": f"Bearer {release.secret('api-key', 'key')}"},
-            timeout=30,
+            # While a Service has no pod, an attempt to connect may get no answer at all.
+            timeout=httpx.Timeout(30, connect=3),
             trust_env=False,
         )
 
