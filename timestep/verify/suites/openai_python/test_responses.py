@@ -102,8 +102,9 @@ def test_function_call_streamed(client: OpenAI, model: str) -> None:
     asked = {"model": model, "tools": [WEATHER], "tool_choice": {"type": "function", "name": "get_weather"}}
     events = list(client.responses.create(**asked, input="What is the weather in Paris?", stream=True))
     done = next(event for event in events if event.type == "response.function_call_arguments.done")
-    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
-    assert "".join(deltas) == done.arguments and "city" in json.loads(done.arguments)
+    deltas = [event for event in events if event.type == "response.function_call_arguments.delta"]
+    mine = [event.delta for event in deltas if event.item_id == done.item_id]  # a real model may call twice
+    assert "".join(mine) == done.arguments and "city" in json.loads(done.arguments)
 
 
 def test_tool_choice_none(client: OpenAI, model: str) -> None:
