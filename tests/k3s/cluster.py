@@ -16,7 +16,19 @@ import yaml
 
 from tests.charts.tools import kubectl
 from tests.k3s import certificates, images
-from tests.k3s.machine import DNS, MACHINES, OUTSIDE, SERVICES, ClusterError, Machine, Plan, address, do, succeeds
+from tests.k3s.machine import (
+    DNS,
+    MACHINES,
+    OUTSIDE,
+    SERVICES,
+    ClusterError,
+    Machine,
+    Plan,
+    address,
+    do,
+    last_words,
+    succeeds,
+)
 
 FIRST, SECOND = "node", "other"
 ETCD = "http://127.0.0.1:2379"
@@ -225,8 +237,8 @@ class Cluster:
     def _check(self) -> None:
         for name, process in self._processes.items():
             if process.poll() is not None:
-                lines = (self.logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-                raise ClusterError(f"{name} ended with {process.returncode}: {' | '.join(lines[-3:])}")
+                said = last_words(self.logs / f"{name}.log")
+                raise ClusterError(f"{name} ended with {process.returncode}: {said}")
         for machine in self.machines.values():
             machine.check()
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from storage.drivers import parse_url
-from tests.k3s.machine import OUTSIDE, ClusterError
+from tests.k3s.machine import OUTSIDE, ClusterError, last_words
 
 DATABASE_PORT, BUCKET_PORT, REDIS_PORT = 5432, 9100, 6379
 BUCKET = "artifacts"
@@ -41,8 +41,8 @@ class Elsewhere:
         """Whether they all do. ClusterError: one has ended, with its last words."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
-                raise ClusterError(f"{name} ended with {process.returncode}: {' | '.join(lines[-3:])}")
+                said = last_words(self._folder / f"{name}.log")
+                raise ClusterError(f"{name} ended with {process.returncode}: {said}")
         try:
             for port in (DATABASE_PORT, BUCKET_PORT, REDIS_PORT):
                 socket.create_connection((OUTSIDE, port), 1).close()

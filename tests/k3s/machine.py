@@ -20,7 +20,7 @@ import yaml
 
 from tests.k3s import images
 from tests.k3s.host import Cgroup, plugins
-from tests.k3s.private import NAMESPACES, removed
+from tests.k3s.private import enter, removed
 
 OUTSIDE = "10.77.0.254"  # where the control plane is, and the test
 PODS, SERVICES, DNS = "10.42.0.0/16", "10.43.0.0/16", "10.43.0.10"
@@ -88,9 +88,8 @@ class Machine:
         shutil.rmtree(disk / "run", ignore_errors=True)  # what no machine keeps
         self._cgroup.create()
         self.plan.write(disk / "plan.json")
-        inside = [sys.executable, "-m", "tests.k3s.inside", str(disk)]
         program = [sys.executable, "-m", "tests.k3s.machine", str(disk / "plan.json")]
-        self._process = subprocess.Popen(["unshare", *NAMESPACES, "--", *inside, *program])
+        self._process = enter(disk, program)
         entered, ours = Path(f"/proc/{self._process.pid}/ns/net"), Path("/proc/self/ns/net").readlink()
         self._until("namespace of its own", lambda: entered.exists() and entered.readlink() != ours)
         do("ip", "link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(self._process.pid))
@@ -114,28 +113,18 @@ class Machine:
 
     def load(self, archive: Path, name: str) -> None:
         """Import an image's OCI archive under this name, whatever it calls itself."""
-        self._ctr("images", "import", "--index-name", name, str(archive))
+        do(*self._ctr("images", "import", "--index-name", name, str(archive)))
 
     def kill(self, containers: list[str]) -> None:
         """kill -9 of containers' first processes, with whom all of a container dies; all at once."""
-        command = [
-            "ctr",
-            "--address",
-            str(self.socket),
-            "--namespace",
-            "k8s.io",
-            "tasks",
-            "kill",
-            "--signal",
-            "SIGKILL",
-        ]
-        killing = [subprocess.Popen([*command, container], stderr=subprocess.PIPE) for container in containers]
+        commands = [self._ctr("tasks", "kill", "--signal", "SIGKILL", container) for container in containers]
+        killing = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
         for one in killing:
             if one.wait() != 0 and one.stderr is not None:
                 raise ClusterError(f"kill: {one.stderr.read().decode().strip()[-300:]}")
 
-    def _ctr(self, *arguments: str) -> None:
-        do("ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments)
+    def _ctr(self, *arguments: str) -> list[str]:
+        return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *arguments]
 
     def _until(self, what: str, there: Callable[[], bool]) -> None:
         end = time.monotonic() + SECONDS
@@ -152,6 +141,11 @@ def do(*command: str, text: str | None = None) -> str:
     if done.returncode != 0:
         raise ClusterError(f"{Path(command[0]).name} {' '.join(command[1:6])}: {done.stderr.strip()[-600:]}")
     return done.stdout
+
+
+def last_words(log: Path) -> str:
+    """The end of what a process wrote."""
+    return " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
 
 
 def succeeds(*command: str) -> bool:
@@ -178,7 +172,7 @@ class Inside:
         while True:
             for name, process in self._processes.items():
                 if (code := process.poll()) is not None:
-                    print(f"{self.plan.name}: {name} ended with {code}: {self._last_words(name)}", file=sys.stderr)
+                    print(f"{self.plan.name}: {name} ended with {code}: {last_words(self._log(name))}", file=sys.stderr)
                     return code or 1
             time.sleep(0.2)
 
@@ -324,9 +318,6 @@ SystemdCgroup = false
 
     def _log(self, name: str) -> Path:
         return self.plan.cluster / "logs" / f"{self.plan.name}-{name}.log"
-
-    def _last_words(self, name: str) -> str:
-        return " | ".join(self._log(name).read_text(errors="replace").strip().splitlines()[-3:])
 
 
 if __name__ == "__main__":

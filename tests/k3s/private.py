@@ -19,6 +19,12 @@ NAMESPACES = (
 )
 
 
+def enter(folder: Path, command: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a command as the first of new namespaces; what it has to itself of the file system is in ``folder``."""
+    entry = [sys.executable, "-m", "tests.k3s.inside", str(folder)]
+    return subprocess.Popen(["unshare", *NAMESPACES, "--", *entry, *command])
+
+
 @dataclass
 class Private:
     """A folder and a group of processes for one cluster, and the way into its namespaces."""
@@ -28,8 +34,7 @@ class Private:
 
     def run(self, command: list[str]) -> int:
         """Run a command as the first of new namespaces; its exit status. With it ends all that it started."""
-        entry = [sys.executable, "-m", "tests.k3s.inside", str(self.folder)]
-        process = subprocess.Popen(["unshare", *NAMESPACES, "--", *entry, *command])
+        process = enter(self.folder, command)
         try:
             return process.wait()
         finally:

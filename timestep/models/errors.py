@@ -35,15 +35,15 @@ def invalid_body(error: RequestValidationError) -> dict[str, Any]:
 
     Where several kinds of a value would do, all that is wrong at the deepest place is said: the kind that fits best.
     """
-    places = [_parameter(one, error.body) for one in error.errors()]
-    first = error.errors()[0]
+    errors = error.errors()
+    first, places = errors[0], [_parameter(one, error.body) for one in errors]
     within = [place for place in places if place == places[0] or place.startswith(f"{places[0]}.")]
     where = max(within, key=lambda place: place.count("."))
     if first["type"] == "json_invalid":
         return _body(f"The body is no JSON: {first['ctx']['error']}.", "invalid_request_error", code="invalid_request")
     if first["type"] == "extra_forbidden":
         return error_body(NotSupportedError(where))
-    found = [one for one, place in zip(error.errors(), places, strict=True) if place == where]
+    found = [one for one, place in zip(errors, places, strict=True) if place == where]
     reasons = [str(one["msg"]).removeprefix("Value error, ") for one in found]
     why = ", or: ".join(dict.fromkeys(reasons)) if where else reasons[0]
     message = f"'{where}': {why}" if where else why

@@ -1,6 +1,7 @@
 """What all scenarios have: a release with its service, its table, and what its agents said they did."""
 
 import json
+import statistics
 from datetime import datetime
 from typing import Any
 
@@ -41,6 +42,17 @@ class Base:
 
     def jobs_of(self, step: str) -> list[dict[str, Any]]:
         return self.release.get("jobs", f"--selector={FLOW_RUN}={step}")
+
+    def at_work(self, what: str) -> dict[str, str]:
+        """Start steps (id -> tag), as many as are to be at work while something dies."""
+        return {self.service.start("worker", tag): tag for tag in (f"{what} {number}" for number in range(STEPS))}
+
+    def outlived(self, steps: dict[str, str], since: float, seconds: float) -> tuple[float, int, str]:
+        """Wait for the end of steps: when they went on, a median; how many cut calls ran again; what was wrong."""
+        for step in steps:
+            self.service.reaches(step, "succeeded", seconds=seconds)
+        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
+        return statistics.median(self.went_on(tag, since) for tag in steps.values()), cut, wrong
 
     def in_the_middle(self, tags: set[str]) -> None:
         def there() -> bool:

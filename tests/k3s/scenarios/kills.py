@@ -1,6 +1,5 @@
 """One part after the other is killed, while steps are at work."""
 
-import statistics
 import time
 
 from tests.k3s import calls
@@ -36,7 +35,7 @@ class Kills(Base):
         The figure is the time until the steps went on, and until a new step was done.
         """
         self.release.settled()
-        steps = {self.service.start("worker", tag): tag for tag in (f"{what} {n}" for n in range(STEPS))}
+        steps = self.at_work(what)
         containers = self.release.containers(labels)
         self.in_the_middle(set(steps.values()))
         at = self.release.kill(containers)
@@ -44,11 +43,8 @@ class Kills(Base):
         new = self.service.start("quick", f"after {what}")
         self.service.reaches(new, "succeeded", seconds=300)
         answered = time.time() - at
-        for step in steps:
-            self.service.reaches(step, "succeeded", seconds=300)
-        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
-        went_on = [self.went_on(tag, at) for tag in steps.values()]
-        figure = f"went on after {statistics.median(went_on):.1f} s, new step done after {answered:.1f} s"
+        went_on, cut, wrong = self.outlived(steps, at, 300)
+        figure = f"went on after {went_on:.1f} s, new step done after {answered:.1f} s"
         return Row(f"kill -9 {what}, {STEPS} steps at work", f"{figure}, {cut} cut calls again", wrong)
 
     def model_server_killed(self) -> Row:

@@ -1,12 +1,10 @@
 """Machines end: the only one, which comes back; and one of two, which does not."""
 
 import re
-import statistics
 import time
 
 import yaml
 
-from tests.k3s import calls
 from tests.k3s.cluster import FIRST, SECOND
 from tests.k3s.elsewhere import Elsewhere
 from tests.k3s.release import Service
@@ -28,17 +26,14 @@ class Machines(Base):
     def power_cut(self) -> Row:
         """Of the only machine: everything ends at once and says nothing, and comes back on its volumes."""
         self.release.settled()
-        steps = {self.service.start("worker", tag): tag for tag in (f"power {n}" for n in range(STEPS))}
+        steps = self.at_work("power")
         self.in_the_middle(set(steps.values()))
         cluster = self.release.cluster
         cluster.power_off(FIRST)
         time.sleep(OFF)
         at = time.time()
         cluster.power_on(FIRST)
-        for step in steps:
-            self.service.reaches(step, "succeeded", seconds=600)
-        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
-        went_on = statistics.median(self.went_on(tag, at) for tag in steps.values())
+        went_on, cut, wrong = self.outlived(steps, at, 600)
         figure = f"went on {went_on:.1f} s after it was back, {cut} cut calls again"
         return Row(f"sudden end of the only node, with the control plane, {STEPS} steps at work", figure, wrong)
 
@@ -99,16 +94,13 @@ class Machines(Base):
         nodes = {pod["spec"]["nodeName"] for pod in self.release.pods("app.kubernetes.io/name=timestep")}
         if nodes != {SECOND}:
             return Row("loss of the node that all pods are on", "", f"they are on {sorted(nodes)}")
-        steps = {self.service.start("worker", tag): tag for tag in (f"lost {n}" for n in range(STEPS))}
+        steps = self.at_work("lost")
         self.in_the_middle(set(steps.values()))
         cluster.power_off(SECOND)
         at = time.time()
         cluster.wait("Kubernetes' notice of the loss", lambda: not cluster.is_ready(SECOND), 180)
         noticed = time.time() - at
-        for step in steps:
-            self.service.reaches(step, "succeeded", seconds=900)
-        wrong, cut = calls.wrong(self.release, self.calls(), steps, "worker")
-        went_on = statistics.median(self.went_on(tag, at) for tag in steps.values())
+        went_on, cut, wrong = self.outlived(steps, at, 900)
         self.service.reaches(self.service.start("quick", "after the loss"), "succeeded")
         self._scheduled(since=time.time())
         figure = f"noticed after {noticed:.0f} s, went on after {went_on:.0f} s, {cut} cut calls again"

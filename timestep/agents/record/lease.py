@@ -41,6 +41,14 @@ _STANDING = f"""
             and now() < pg_postmaster_start_time() + make_interval(secs => {RESTART_SECONDS}) as restarting
     from steps"""
 _CHANNEL = "timestep_cancel"
+# So that the server lets go of the lock soon where this machine is gone. Where there is a timeout, it counts instead of
+# the count.
+_LOST = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "15s",
+}
 _LOCK = "select pg_try_advisory_lock(hashtextextended($1, $2))"
 
 # Replaced by tests. Not sys.exit: an exception would be reported as a crash, over the attempt that took over.
@@ -306,10 +314,7 @@ class Lease:
     async def _connect(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._locked = False
-            # So that the server lets go of the lock soon where this machine is gone.
-            lost = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "2"}
-            lost["tcp_user_timeout"] = "15s"  # where there is one, it counts instead of the count
-            self._connection = await self._database.connect(command_timeout=5, timeout=5, server_settings=lost)
+            self._connection = await self._database.connect(command_timeout=5, timeout=5, server_settings=_LOST)
             await self._connection.add_listener(_CHANNEL, self._told)
         return self._connection
 

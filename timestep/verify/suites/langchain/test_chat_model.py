@@ -8,6 +8,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 class TestChatModel(ChatModelIntegrationTests):
     asked: str
+    settings: dict[str, Any]
 
     @property
     def chat_model_class(self) -> type[ChatOpenAI]:
@@ -15,9 +16,7 @@ class TestChatModel(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # The limit is for real models, of which a small one talks until its context is full.
-        asked = {"model": self.asked, "max_tokens": 100, "temperature": 0, "max_retries": 0, "timeout": 120}
-        return asked | {"stream_usage": True}
+        return {**self.settings, "model": self.asked, "stream_usage": True}
 
     @property
     def supports_json_mode(self) -> bool:
