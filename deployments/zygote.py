@@ -23,7 +23,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -250,7 +249,6 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
         refresh_global_settings_context()
         setup_logging()
     sys.argv = ["prefect.engine"]
-    asyncio.set_event_loop_policy(_ImpatientPolicy())
     code: int | None = None
     try:
         with warnings.catch_warnings():
@@ -264,20 +262,6 @@ def _run_flow(request: dict[str, Any], wake: int) -> int:
         if _threads_hang():
             _end_now(code)
     return 0
-
-
-class _ImpatientExecutor(ThreadPoolExecutor):
-    """Threads for blocking calls. At the end of the event loop nobody waits for one that hangs."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait=False, cancel_futures=True)
-
-
-class _ImpatientPolicy(asyncio.DefaultEventLoopPolicy):
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        loop = super().new_event_loop()
-        loop.set_default_executor(_ImpatientExecutor(thread_name_prefix="asyncio"))
-        return loop
 
 
 def _threads_hang() -> bool:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from storage.references import Reference
 from storage.store import ObjectStore
+from timestep.agents.durable.threads import leave_hung_calls_behind
 from timestep.agents.plain import whole
 from timestep.agents.record.away import prefect_reached
 from timestep.agents.record.lease import Lease
@@ -36,11 +37,12 @@ def shown(title: str, description: str, **bounds: Any) -> Any:
 async def hold(settings: Settings, run_id: str) -> Lease | None:
     """Take the flow run's lease: first of all, since what a flow imports may take longer than a start is given.
 
-    None where the settings name no database.
+    From then on a call that hangs in a thread holds up nothing else. None where the settings name no database.
 
     Raises:
         ServiceUnavailableError: the database stayed away for two minutes.
     """
+    leave_hung_calls_behind()
     if settings.database_url is None:
         return None
     return await Lease.acquire(Database(settings.database_url), run_id, end_hung=True)

@@ -14,6 +14,7 @@ from tests.agents.durable_agents import NamedModel
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
 from tests.conftest import ROOT
 from tests.scripted import Plan
+from timestep.agents.durable.tool_calls import idempotency_key
 from timestep.agents.record.waiting import Decision, Verdict
 
 SERVER = Path(__file__).with_name("mcp_server.py")
@@ -54,3 +55,12 @@ async def test_an_mcp_servers_tools_can_need_approval(tmp_path: Path) -> None:
     assert (await run(step, agent)).final_output == "asked"
     assert [call.position for call in people.asked] == ["outer/0/0/noter/0/0", "outer/0/0/noter/0/1"]
     assert executed(log)["tool a"] == executed(log)["tool b"] == 1
+
+
+async def test_an_mcp_server_is_told_the_key_of_each_call_beside_its_owners_own_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    agent = noter(log, tool_meta_resolver=lambda context: {"mine": context.tool_name})
+    for attempts in (MemoryAttempts(), MemoryAttempts()):  # the server is the same, and so is the step's id
+        await run(new_step(await attempts.open()), agent)
+    told = executed(tmp_path / "log.keys")
+    assert told == {f"{text} {idempotency_key('s', f'noter/0/{at}')} note": 2 for at, text in enumerate("ab")}

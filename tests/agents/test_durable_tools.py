@@ -28,6 +28,7 @@ from timestep.agents.ask import ask_user
 from timestep.agents.durable.declarations import retries, runs_once
 from timestep.agents.durable.run import CallPolicy, idempotent, once, run_durably
 from timestep.agents.durable.step import Run
+from timestep.agents.durable.threads import leave_hung_calls_behind
 from timestep.agents.durable.tool_calls import durable_tool
 from timestep.agents.record.ledger import MemoryLedger
 from timestep.agents.record.waiting import Decision, Kind, PendingCall, Verdict
@@ -122,6 +123,28 @@ async def test_a_hung_tool_is_ended_by_its_timeout_and_the_model_is_told(kind: s
     again = new_step(await attempts.open(), attempt=2)
     await run(again, agent)
     assert output_of(again) == output_of(step)
+
+
+async def test_tools_that_hang_leave_room_for_others() -> None:
+    over = threading.Event()
+
+    @function_tool
+    def hung() -> str:
+        over.wait(20)
+        return "never"
+
+    @function_tool
+    def sound() -> str:
+        return "heard"
+
+    leave_hung_calls_behind()
+    step = new_step(MemoryLedger("s"), policy=CallPolicy(tool_timeout=0.5))
+    try:
+        await run(step, caller(*[hung] * 40, sound))
+        assert await asyncio.to_thread(str, "stored") == "stored"
+    finally:
+        over.set()
+    assert output_of(step) == "heard"
 
 
 async def test_a_tools_own_timeout_and_its_behaviour_win() -> None:

@@ -15,9 +15,10 @@ from typing import NoReturn
 import pytest
 
 from tests.conftest import ROOT
-from timestep.agents.record import identity
+from timestep.agents.record import identity, overdue
 from timestep.agents.record import lease as lease_module
 from timestep.agents.record.lease import Lease, alive
+from timestep.agents.record.overdue import Overdue
 from timestep.database.engine import Database
 
 
@@ -227,6 +228,25 @@ async def test_a_process_that_hangs_is_woken_to_end_and_else_killed(
     assert await holders[0].end() == code
     holders[1].go_on()
     assert await holders[1].says() == "finished"
+
+
+async def test_a_call_that_blocks_the_event_loop_past_its_timeout_ends_the_process_as_crashed(
+    database: Database, tmp_path: Path, holders: list[Holder]
+) -> None:
+    holders.append(await Holder.start(database, tmp_path, "attempt 1", "begun", how="blocks"))
+    assert await holders[0].end() == 1
+    await no_restart(database)
+    assert not await is_alive(database)
+    holders.append(await Holder.start(database, tmp_path, "attempt 2", "begun"))
+
+
+def test_a_call_is_late_at_the_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Overdue()
+    monkeypatch.setattr(overdue, "PATIENCE", 0)
+    with calls.after(3600, "a patient call"), calls.after(0, "a call"):
+        time.sleep(0.01)
+        assert [calls.look(), calls.look()] == [None, "a call"], "a process that was stopped may catch up"
+    assert calls.look() is None
 
 
 async def test_its_process_hears_that_it_is_cancelled(database: Database) -> None:

@@ -25,6 +25,7 @@ from openai.types.responses.response_output_item import LocalShellCall, LocalShe
 
 from tests.agents.durably import Killed, MemoryAttempts, MortalLedger, People, executed, new_step, run
 from tests.scripted import PlannedModel, answer, append
+from timestep.agents.durable.run import once
 from timestep.agents.record.waiting import Decision, Verdict
 from timestep.errors import UsageError
 
@@ -99,6 +100,19 @@ async def test_approvals_are_asked_for_with_what_would_run(kind: str, tmp_path: 
     await run(new_step(await MemoryAttempts().open(), decide=people), Agent(name="a", model=Calls(call), tools=[tool]))
     (asked,) = people.asked
     assert asked.position == "a/0/0" and "ls" in asked.arguments
+    assert executed(log) == {"tool ls": 1}
+
+
+@pytest.mark.parametrize("kind", ["custom", "local_shell", "shell"])
+async def test_what_must_not_run_twice_waits_for_a_person_where_it_was_cut(kind: str, tmp_path: Path) -> None:
+    log, attempts = tmp_path / "log", MemoryAttempts()
+    tool, call = tools(log, kind)
+    agent = Agent(name="a", model=Calls(call), tools=[once(tool)])  # type: ignore[type-var]
+    with pytest.raises(Killed):
+        await run(new_step(MortalLedger(await attempts.open(), at=4)), agent)
+    people = People({tool.name: Decision(verdict=Verdict.RESULT, text="ran, says the log")})
+    assert (await run(new_step(await attempts.open(), attempt=2, decide=people), agent)).final_output == "done"
+    assert [asked.position for asked in people.asked] == ["a/0/0"]
     assert executed(log) == {"tool ls": 1}
 
 

@@ -60,13 +60,10 @@ def test_what_runs_at_exit_runs() -> None:
 
 HUNG = """
 def engine(*_, **__):
-    import asyncio, atexit, time
+    import atexit, threading, time
     atexit.register(print, 'at exit', flush=True)
-    async def flow():
-        asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
-        await asyncio.sleep(0.1)
-        {end}
-    asyncio.run(flow())"""
+    threading.Thread(target=time.sleep, args=[60]).start()
+    {end}"""
 
 
 @pytest.mark.parametrize(("end", "code"), [("pass", 0), ("raise SystemExit(7)", 7), ("raise ValueError('x')", 1)])

@@ -30,10 +30,15 @@ def idempotency_key() -> str:
     Raises:
         UsageError: no tool of a step is running.
     """
-    key = _key.get()
+    key = present_key()
     if key is None:
         raise UsageError("An idempotency key is of a tool's call, and none is running within a step.")
     return key
+
+
+def present_key() -> str | None:
+    """As :func:`idempotency_key`; None where no tool of a step is running."""
+    return _key.get()
 
 
 @contextmanager

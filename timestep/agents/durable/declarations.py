@@ -8,15 +8,17 @@ A declaration is part of the tool's class, since the SDK copies tools field by f
 """
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
-from agents import FunctionTool
+from agents import CustomTool, FunctionTool, LocalShellTool, ShellTool
 from agents.tool import Tool
+
+T = TypeVar("T", FunctionTool, CustomTool, LocalShellTool, ShellTool)
 
 _ONCE, _RETRIES = "runs_once", "retries"
 
 
-def once(tool: FunctionTool) -> FunctionTool:
+def once(tool: T) -> T:
     """The tool, declared to never run twice by itself.
 
     A call of it that a crash cut in the middle waits for a person, who says: run it again, here is the result, or
@@ -43,7 +45,7 @@ def retries(tool: Tool) -> int:
     return int(getattr(tool, _RETRIES, 0))
 
 
-def _declared(tool: FunctionTool, facts: dict[str, Any]) -> FunctionTool:
+def _declared(tool: T, facts: dict[str, Any]) -> T:
     declared = copy.copy(tool)
     declared.__class__ = type(type(tool).__name__, (type(tool),), facts)
     return declared

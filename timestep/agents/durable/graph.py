@@ -15,6 +15,7 @@ from timestep.agents.durable.local_tools import local_tool
 from timestep.agents.durable.model_calls import DurableModel
 from timestep.agents.durable.step import Limits, Run, Scope, Stop, part
 from timestep.agents.durable.tool_calls import durable_tool, idempotency_key
+from timestep.agents.record.lease import unblocked
 from timestep.agents.record.ledger import Begin
 from timestep.agents.record.units import fingerprint
 from timestep.agents.tools import keyed
@@ -148,7 +149,8 @@ class Graph:
         if recorded is not None:
             return recorded.result["value"]
         seconds = step.policy.tool_timeout
-        with Scope(step, f"{position}/").entered(), keyed(self._key(agent, turn, what)):
+        blocking = unblocked(step.step_id, seconds, f"the {what} of agent '{agent.name}'")
+        with Scope(step, f"{position}/").entered(), keyed(self._key(agent, turn, what)), blocking:
             try:
                 async with asyncio.timeout(seconds) as limit:
                     value = await call()

@@ -23,6 +23,7 @@ from agents import (
 from agents.tool import Tool
 from pydantic import BaseModel, TypeAdapter
 
+from timestep.agents.durable.declarations import once, runs_once
 from timestep.agents.durable.step import Run
 from timestep.agents.durable.tool_calls import ToolCall
 from timestep.errors import UsageError
@@ -100,6 +101,8 @@ class _Call:
             strict_json_schema=False,
             needs_approval=getattr(self.tool, "needs_approval", False) is not False,
         )
+        if runs_once(self.tool):
+            function = once(function)
         context = SimpleNamespace(tool_call_id=self.call_id, agent=self.agent, tool_call=None)
         output = await ToolCall(function, run, run.positions[self.call_id], context, self.arguments).answer()
         if isinstance(output, str):

@@ -1,5 +1,9 @@
-"""The MCP servers of a step's agents: connected for as long as it runs, where their owner hasn't done it."""
+"""The MCP servers of a step's agents: connected for as long as it runs, where their owner hasn't done it.
 
+They are told a call's idempotency key in its ``_meta``, by the name of ``KEY``.
+"""
+
+import inspect
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -7,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from agents import Agent, FunctionTool, Handoff
 
+from timestep.agents.tools import present_key
+
 if TYPE_CHECKING:
     from agents.mcp import MCPServer
+
+KEY = "timestep/idempotency-key"
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +27,7 @@ async def connected(agent: Agent[Any]) -> AsyncIterator[None]:
     opened: list[MCPServer] = []
     try:
         for server in _servers(agent, set()):
+            _tell_keys(server)
             if getattr(server, "session", server) is None:
                 opened.append(server)
                 await server.connect()  # type: ignore[no-untyped-call]
@@ -29,6 +38,26 @@ async def connected(agent: Agent[Any]) -> AsyncIterator[None]:
                 await server.cleanup()  # type: ignore[no-untyped-call]
             except Exception:
                 logger.warning("MCP server '%s' could not be closed", server.name, exc_info=True)
+
+
+class _Keys:
+    """What an author's own resolver says of a call, and the call's idempotency key."""
+
+    def __init__(self, resolve: Any) -> None:
+        self._resolve = resolve
+
+    async def __call__(self, context: Any) -> dict[str, Any] | None:
+        told = self._resolve(context) if self._resolve is not None else None
+        told = await told if inspect.isawaitable(told) else told
+        key = present_key()
+        return told if key is None else {**(told or {}), KEY: key}
+
+
+def _tell_keys(server: "MCPServer") -> None:
+    """Once for each server, which may serve several steps; one that an author made may take no ``_meta``."""
+    resolve = getattr(server, "tool_meta_resolver", None)
+    if not isinstance(resolve, _Keys) and "meta" in inspect.signature(server.call_tool).parameters:
+        server.tool_meta_resolver = _Keys(resolve)
 
 
 def _servers(agent: Agent[Any], seen: set[int]) -> Iterator["MCPServer"]:

@@ -19,6 +19,7 @@ from timestep.agents.durable.retries import retrying
 from timestep.agents.durable.step import CallRecord, DurableStep, Limits, Run, Stop, present
 from timestep.agents.durable.streams import DELTAS, NoStreamError, OnEvent, assembled, completed
 from timestep.agents.plain import whole
+from timestep.agents.record.lease import unblocked
 from timestep.agents.record.ledger import Begin
 from timestep.agents.record.units import fingerprint, unit
 from timestep.errors import TimestepError
@@ -156,7 +157,12 @@ class _Call:
         answered.set(names)
         policy = self.step.policy
         retry, timeout = self.limits.retry or policy.retry, self.limits.timeout or policy.model_timeout
-        response = await retrying(self._try, self.model, retry, timeout, self.request.more)
+
+        async def attempt() -> ModelResponse:
+            with unblocked(self.step.step_id, timeout, f"a call of model '{self.name}'"):
+                return await self._try()
+
+        response = await retrying(attempt, self.model, retry, timeout, self.request.more)
         # As it came: no field more, and under the names that it has in JSON.
         dumped = whole(_response.dump_python(response, mode="json", by_alias=True, exclude_unset=True, warnings=False))
         # What can't be read again must not be on record: the step could never go on.

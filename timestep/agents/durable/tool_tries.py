@@ -17,6 +17,7 @@ from agents.tool import (
 
 from timestep.agents.durable.declarations import retries
 from timestep.agents.durable.step import Scope
+from timestep.agents.record.lease import unblocked
 from timestep.errors import NotFoundError, UsageError
 
 GRACE = 2.0  # seconds for a cancelled tool to clean up; a thread can't be cancelled and is left behind
@@ -76,7 +77,12 @@ class ToolTries:
 
     async def _once(self, tool: FunctionTool) -> Any:
         # A new scope for each try: the runs of the one before are answered from the record.
-        with self.scope().entered():
+        scope = self.scope()
+        with unblocked(scope.step.step_id, self.seconds, f"a call of tool '{tool.name}'"):
+            return await self._timed(tool, scope)
+
+    async def _timed(self, tool: FunctionTool, scope: Scope) -> Any:
+        with scope.entered():
             if self.seconds is None:
                 return await tool.on_invoke_tool(self.context, self.arguments)
             task = asyncio.ensure_future(tool.on_invoke_tool(self.context, self.arguments))

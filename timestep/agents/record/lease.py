@@ -2,7 +2,8 @@
 
 The attempt's number decides: it is checked in the transaction that records a unit, and the process that finds
 another one there ends itself. The advisory lock and the heartbeat only tell others that the process lives; a thread
-of its own keeps both, so that neither a busy event loop nor a tool that blocks can lose them.
+of its own keeps both, so that neither a busy event loop nor a tool that blocks can lose them. Where one blocks past its
+timeout, that thread ends the process.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from timestep.agents.record import identity
 from timestep.agents.record.cancelling import end_cancelled
+from timestep.agents.record.overdue import Overdue
 from timestep.agents.record.patience import AWAY, patiently
 from timestep.database.engine import Database
 from timestep.errors import ServiceUnavailableError
@@ -119,6 +121,7 @@ class Lease:
         self.attempt = 0
         self.crashes = 0
         self.on_cancel: Callable[[], None] | None = end_cancelled  # called in the lease's thread, maybe repeatedly
+        self.overdue = Overdue()
         self._database = database
         self._connection: asyncpg.Connection | None = None
         self._locked = False
@@ -192,10 +195,12 @@ class Lease:
 
     def superseded(self) -> NoReturn:
         """Another attempt acts for the step: end, with one line in the log and nothing to Prefect."""
-        line = f"Step '{self.step_id}': attempt {self.attempt} was superseded; this process ends."
+        self._end_process(0, f"attempt {self.attempt} was superseded")
+
+    def _end_process(self, code: int, why: str) -> NoReturn:
         with suppress(OSError, ValueError):  # a closed standard error must not keep it alive
-            os.write(2, f"{line}\n".encode())
-        end_process(0)
+            os.write(2, f"Step '{self.step_id}': {why}; this process ends.\n".encode())
+        end_process(code)
 
     async def _on_thread(self, work: Callable[[], Awaitable[None]]) -> None:
         assert self._loop is not None, "a lease is acquired before it is used"
@@ -220,6 +225,8 @@ class Lease:
         try:
             while True:
                 await asyncio.sleep(BEAT_SECONDS)
+                if late := self.overdue.look():
+                    self._end_process(1, f"{late} blocks it past its timeout")
                 await self._try_to_beat()
         finally:
             self._disconnect()
@@ -326,6 +333,15 @@ class Lease:
         connection, self._connection, self._locked = self._connection, None, False
         if connection is not None:
             connection.terminate()
+
+
+def unblocked(step_id: str, seconds: float | None, what: str) -> AbstractContextManager[None]:
+    """Within is a call with a timeout. If it blocks the event loop past that, the process ends, as crashed.
+
+    Only a process that holds the step's lease: it is for the step alone, and is started again.
+    """
+    lease = Lease.held(step_id)
+    return nullcontext() if lease is None or seconds is None else lease.overdue.after(seconds, what)
 
 
 _leases: dict[str, Lease] = {}
