@@ -131,3 +131,27 @@ def test_what_leads_nowhere_is_said(client: OpenAI) -> None:
         ask(client, "labs/x")
     with pytest.raises(openai.BadRequestError, match="set OPENAI_API_KEY"):
         ask(client, "openai/gpt-4.1")
+
+
+def test_a_service_without_a_model_server_has_its_providers_models(
+    serve: Callable[..., Server], gateway: Gateway
+) -> None:
+    url = f"http://127.0.0.1:{gateway.server_port}/api"
+    public = serve("timestep.server", PROVIDERS=f'{{"lab": {{"base_url": "{url}", "api_key": "sk-ours"}}}}')
+    assert httpx.get(f"{public.url}/health").json() == {"status": "ok"}
+    client = OpenAI(base_url=public.api, api_key="any", max_retries=0)
+    assert sorted(model.id for model in client.models.list()) == [f"lab/{SMOLLM2}", f"lab/{WORDLLAMA}"]
+    assert ask(client, f"lab/{SMOLLM2}").choices[0].message.content
+    assert client.responses.create(model=f"lab/{SMOLLM2}", input="Hello.", max_output_tokens=8).output_text
+    for name in (SMOLLM2, "local/assistant@3", "x"):
+        for refused in (
+            lambda name=name: ask(client, name),
+            lambda name=name: client.embeddings.create(model=name, input="a cat"),
+            lambda name=name: client.responses.create(model=name, input="Hello."),
+            lambda name=name: client.models.retrieve(name),
+        ):
+            with pytest.raises(openai.NotFoundError, match=f"No model '{name}'"):
+                refused()
+    for body in (b"", b"[]", b"{", b'{"model": 5}'):
+        response = httpx.post(f"{public.api}/chat/completions", content=body)
+        assert response.status_code == 400 and "'model'" in response.text, body

@@ -103,10 +103,13 @@ def local_model(name: str, settings: Settings, max_retries: int = 2) -> Model:
     """The model server's model of that name, such as ``local/assistant`` or ``local/assistant@3``.
 
     Raises:
-        ServiceUnavailableError: the settings name no model server.
+        UsageError: the settings name no model server.
     """
     if settings.model_server_url is None:
-        raise ServiceUnavailableError("model server", "TIMESTEP_MODEL_SERVER_URL")
+        raise UsageError(
+            f"Model '{name}' is one of the service's own, and there is no model server (TIMESTEP_MODEL_SERVER_URL). "
+            "Name a provider's model, or start a service: timestep up"
+        )
     return OpenAIChatCompletionsModel(
         model=name if name.startswith(PREFIX) else PREFIX + name,
         openai_client=endpoints.client(endpoints.model_server(settings, of_step=True), max_retries),

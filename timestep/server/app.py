@@ -28,7 +28,7 @@ from timestep.server import (
 from timestep.server.documented import EVERYWHERE, install_openapi
 from timestep.server.records import Housekeeper
 from timestep.server.security import install_security
-from timestep.server.upstream import Upstream
+from timestep.server.upstream import NoUpstream, Upstream
 from timestep.settings import Settings
 
 GROUPS = (
@@ -46,7 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.settings = settings
         key = settings.service_key.get_secret_value() if settings.service_key else None
-        app.state.upstream = Upstream(settings.model_server_url or f"http://127.0.0.1:{settings.model_port}", key)
+        url = settings.model_server_url
+        app.state.upstream = Upstream(url, key) if url else NoUpstream()
         app.state.housekeeper = Housekeeper(settings)
         app.state.metrics = metrics.Metrics()
         yield

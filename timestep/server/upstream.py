@@ -1,16 +1,19 @@
 """Requests passed on to the model server or a provider's, byte for byte and unbuffered. Knows no model."""
 
 import json
+from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.background import BackgroundTask
 
-from timestep.errors import ServiceUnavailableError
+from timestep.errors import NotFoundError, ParameterError, ServiceUnavailableError
 from timestep.models.disconnect import ClientGone, unless_gone
 from timestep.models.endpoints import Endpoint
+from timestep.models.errors import error_body
 
 # Hop by hop, or decided anew by this server (RFC 9110, section 7.6.1).
 _DROPPED = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
@@ -105,6 +108,30 @@ class Upstream:
         await self._client.aclose()
         if self._outside is not None:
             await self._outside.aclose()
+
+
+class NoUpstream(Upstream):
+    """In a service without a model server: there are the providers' models, and no others."""
+
+    def __init__(self) -> None:
+        super().__init__("http://nowhere.invalid")
+
+    async def send(self, request: Request) -> Response:
+        """Who names one of the service's own models is told that there is none."""
+        name = request.path_params.get("model")
+        if name is None:
+            with suppress(ValueError, AttributeError, RecursionError):
+                name = json.loads(await request.body()).get("model")
+        if not isinstance(name, str):
+            raise ParameterError("model", "is missing.")
+        raise NotFoundError("model", name)
+
+    async def get(self, path: str) -> httpx.Response:
+        """As from a model server with no models."""
+        _, of_models, name = path.partition("/v1/models")
+        if name:
+            return httpx.Response(404, json=error_body(NotFoundError("model", unquote(name.removeprefix("/")))))
+        return httpx.Response(200, json={"object": "list", "data": []} if of_models else {})
 
 
 def _bearer(key: str | None) -> dict[str, str]:

@@ -18,6 +18,8 @@ async def answering(model: str, settings: Settings, *, of_step: bool = False) ->
     server = endpoints.model_server(settings, of_step=of_step)
     provider = None if model.startswith(PREFIX) else endpoints.provider(model, settings)
     if provider is not None:
+        if settings.model_server_url is None:
+            return provider
         listed = {name.removeprefix(PREFIX) for name in await listed_models(server)}
         if model.partition("@")[0] not in listed:
             return provider
