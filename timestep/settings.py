@@ -15,6 +15,8 @@ import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from timestep import cores
+
 
 class Settings(BaseSettings):
     """Settings of one Timestep home; see each field. Unknown ``TIMESTEP_*`` variables are ignored."""
@@ -55,7 +57,7 @@ class Settings(BaseSettings):
         "smollm2-135m-instruct", description="Base model of agents that name none: a built-in name, a GGUF path or URL."
     )
     context_length: int = Field(4096, ge=128, description="Context of the served model, in tokens.")
-    threads: int = Field(0, ge=0, description="Threads for llama.cpp; 0 means the machine's cores.")
+    threads: int = Field(0, ge=0, description="Threads for llama.cpp; 0 means the cores that there are.")
     work_pool: str = Field("timestep", description="Prefect work pool of the service.")
     training_pool: str | None = Field(
         None,
@@ -201,9 +203,8 @@ class Settings(BaseSettings):
 
     @cached_property
     def cores(self) -> int:
-        """Threads llama.cpp may use; more than the machine's cores makes it far slower."""
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.threads or available
+        """Threads llama.cpp may use; more than there are cores makes it far slower."""
+        return self.threads or cores.available()
 
     @cached_property
     def prefect_api(self) -> str:
