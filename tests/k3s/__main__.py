@@ -1,6 +1,7 @@
 """``python -m tests.k3s``: a cluster of its own, the chart in it, everything killed once; prints one table.
 
-Exit status 1 where a row failed. Where the host can't run containers it says why, and that is no failure.
+Exit status 1 where a row failed, or the image can't be built. Where the host can't run containers it says why, and that
+is no failure.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 
 from tests.charts.tools import ToolMissingError, helm, kubectl
 from tests.k3s import gobuild, images
-from tests.k3s.host import HostError, prepare
+from tests.k3s.host import HostError, SetupError, prepare
 from tests.k3s.private import private
 
 
@@ -43,6 +44,9 @@ def main(arguments: argparse.Namespace) -> int:
     except (HostError, ToolMissingError) as error:
         print(f"skipped: {error}")
         return 0
+    except SetupError as error:
+        print(f"failed: {error}")
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tests.k3s.host import HostError
+from tests.k3s.host import HostError, SetupError
 
 K3S = "v1.34.10-0.20260720191035-931a1fbe1614"
 KUBERNETES = "v1.34.4"
@@ -69,13 +69,18 @@ class Kubernetes:
 
 
 def kubernetes() -> Kubernetes:
-    """k3s from K3S_BIN, PATH or the Go module registry; else Kubernetes' components. HostError: neither can be had."""
+    """k3s from K3S_BIN, PATH or the Go module registry; else Kubernetes' components.
+
+    Raises:
+        HostError: neither can be had.
+        SetupError: K3S_BIN names no program.
+    """
     named = os.environ.get("K3S_BIN", "k3s")
     if found := shutil.which(named):
         done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         return Kubernetes(next(iter(done.stdout.splitlines()), "k3s"), {"k3s": Path(found)})
     if "K3S_BIN" in os.environ:
-        raise HostError(f"K3S_BIN is '{named}', which is no program.")
+        raise SetupError(f"K3S_BIN is '{named}', which is no program.")
     try:
         return Kubernetes(f"k3s {K3S}", {"k3s": _k3s()})
     except HostError as error:

@@ -38,6 +38,10 @@ class HostError(Exception):
     """The host can't run the cluster; the message says why, in one line."""
 
 
+class SetupError(Exception):
+    """The host could run the cluster, but what was to run in it can't be had: a failure, in one line."""
+
+
 def prepare(programs: dict[str, str]) -> None:
     """Have what a cluster needs, and ``programs`` (each with its package); on Debian what is missing is installed.
 

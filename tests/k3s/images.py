@@ -10,7 +10,7 @@ import tarfile
 import tomllib
 from pathlib import Path
 
-from tests.k3s.host import HostError
+from tests.k3s.host import HostError, SetupError
 
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE = "timestep.test/pause:1"
@@ -87,11 +87,11 @@ def service(folder: Path) -> Path:
     certificates of a proxy, are taken from IMAGE_BUILD_ARGS.
 
     Raises:
-        HostError: it can't be built.
+        SetupError: it can't be built.
     """
     if given := os.environ.get("TIMESTEP_K3S_IMAGE"):
         if not Path(given).is_file():
-            raise HostError(f"TIMESTEP_K3S_IMAGE is '{given}', which is no file.")
+            raise SetupError(f"TIMESTEP_K3S_IMAGE is '{given}', which is no file.")
         return Path(given)
     archive = folder / "timestep.tar"
     base = [] if _do("buildah", "pull", "--quiet", _base()) else [f"BASE={BASE}"]
@@ -121,7 +121,7 @@ def _do(*command: str) -> bool:
 def _must(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(), cwd=ROOT, check=False)
     if done.returncode != 0:
-        raise HostError(f"{Path(command[0]).name} {command[1]}: {' '.join(done.stderr.strip().splitlines()[-5:])}")
+        raise SetupError(f"{Path(command[0]).name} {command[1]}: {' '.join(done.stderr.strip().splitlines()[-5:])}")
 
 
 def _environment() -> dict[str, str]:

@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was tried. ``wrong`` says what was; empty: nothing."""
+    """One thing to try. ``wrong`` says what was; empty: nothing. ``untried`` says why it could not be tried."""
 
     what: str
-    figure: str
+    figure: str = ""
     wrong: str = ""
+    untried: str = ""
 
     def __str__(self) -> str:
-        return f"| {self.what} | {self.figure} | {self.wrong or 'ok'} |"
+        end = f"not tried: {self.untried}" if self.untried else "ok"
+        return f"| {self.what} | {self.figure} | {self.wrong or end} |"
 
 
 @dataclass
@@ -28,8 +30,8 @@ class Table:
 
     @property
     def failed(self) -> bool:
-        """Whether a row failed, or there is none."""
-        return not self.rows or any(row.wrong for row in self.rows)
+        """Whether a row failed, or nothing was tried."""
+        return all(row.untried for row in self.rows) or any(row.wrong for row in self.rows)
 
     def __str__(self) -> str:
         return "\n".join([f"| {self.title} | | |", "|---|---|---|", *map(str, self.rows)])

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import tarfile
+from argparse import Namespace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.k3s import __main__ as program
 from tests.k3s import calls, images
+from tests.k3s.host import HostError, SetupError
 from tests.k3s.table import Row, Table
 
 
@@ -73,8 +76,31 @@ def test_a_line_that_is_being_written_is_no_call_yet(tmp_path: Path) -> None:
 def test_a_table_without_rows_has_failed() -> None:
     table = Table("k3s")
     assert table.failed
+    table.add(Row("loss of a node", untried="there is one"))
+    assert table.failed
     table.add(Row("up", "1 s"))
     assert not table.failed
     table.add(Row("installed", "", "no pods"))
     assert table.failed
-    assert str(table).splitlines()[2:] == ["| up | 1 s | ok |", "| installed |  | no pods |"]
+    rows = ["| loss of a node |  | not tried: there is one |", "| up | 1 s | ok |", "| installed |  | no pods |"]
+    assert str(table).splitlines()[2:] == rows
+
+
+@pytest.mark.parametrize(("error", "code", "said"), [(HostError, 0, "skipped: x\n"), (SetupError, 1, "failed: x\n")])
+def test_what_the_host_cannot_is_skipped_and_what_cannot_be_built_has_failed(
+    error: type[Exception], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> NoReturn:
+        raise error("x")
+
+    monkeypatch.setattr(program, "prepare", refuse)
+    assert program.main(Namespace(helm=3)) == code
+    assert capsys.readouterr().out == said
+
+
+def test_an_image_that_cannot_be_built_is_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TIMESTEP_K3S_IMAGE", str(tmp_path / "none.tar"))
+    with pytest.raises(SetupError, match="which is no file"):
+        images.service(tmp_path)
+    with pytest.raises(SetupError, match=r"^false now: "):
+        images._must("false", "now")

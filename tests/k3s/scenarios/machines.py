@@ -12,6 +12,7 @@ from tests.k3s.scenarios.base import STEPS, Base, seconds
 from tests.k3s.table import Row
 
 OFF = 15  # seconds without power
+ONE_NODE = "k3s has one node here"
 SCHEDULE = {
     "slug": "each-minute",
     "interval": 60,
@@ -41,7 +42,7 @@ class Machines(Base):
         """Without helm, on a second machine; database, bucket and Redis elsewhere, as the documents say for each."""
         cluster = self.release.cluster
         if cluster.is_k3s:
-            return Row("everything elsewhere, on a second node", "not tried with k3s, which has one here")
+            return Row("everything elsewhere, on a second node", untried=ONE_NODE)
         self.release.uninstall()
         cluster.wait("end of the pods", lambda: not self.release.get("pods"), 120)
         self.release.remove_volumes()
@@ -90,7 +91,7 @@ class Machines(Base):
         """The one that every pod of the release is on: first its cable, then it. It doesn't come back."""
         cluster = self.release.cluster
         if cluster.is_k3s:
-            return Row("loss of the node", "not tried with k3s, which has one here")
+            return Row("loss of the node that all pods are on", untried=ONE_NODE)
         nodes = {pod["spec"]["nodeName"] for pod in self.release.pods("app.kubernetes.io/name=timestep")}
         if nodes != {SECOND}:
             return Row("loss of the node that all pods are on", "", f"they are on {sorted(nodes)}")

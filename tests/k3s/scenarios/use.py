@@ -65,7 +65,7 @@ class Use(Base):
     def form(self) -> Row:
         """As a person does it in the Prefect UI, which asks for user and password."""
         if CHROMIUM is None:
-            return Row("a step from the form of the Prefect UI", "not tried without Chromium")
+            return Row("a step from the form of the Prefect UI", untried="there is no Chromium")
         ui = f"http://{self.release.address('prefect-server')}"
         (step,) = [one for one in self.release.prefect("deployments/filter") if one["name"] == "step"]
         login, picture = self.release.secret("prefect-auth", "auth"), self.release.cluster.folder / "form.png"
