@@ -43,3 +43,9 @@ def prepared_jobs(case: str) -> list[Pod]:
         Pod(f"Job of {name}", made["spec"]["template"]["metadata"]["labels"], {}, made["spec"]["template"]["spec"])
         for name, made in manifests(case).items()
     ]
+
+
+def chooses(selector: str, made: Document) -> bool:
+    """Whether a label selector, as kubectl takes it, chooses a job."""
+    wanted = dict(label.split("=") for label in selector.split(","))
+    return bool(wanted.items() <= made["metadata"]["labels"].items())

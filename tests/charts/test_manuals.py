@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from charts.documents import read
+from tests.charts.jobs import chooses, manifests
 from tests.charts.rendering import CHART, RELEASE, run_helm
 from tests.conftest import ROOT
 
@@ -45,6 +46,13 @@ def test_values_that_are_named_exist(manual: str) -> None:
     # Free maps hold what their own documents say.
     unknown = {word for word in named if word not in PATHS and not word.startswith(tuple(f"{path}." for path in FREE))}
     assert not unknown
+
+
+@pytest.mark.parametrize("manual", ["docs/kubernetes.md", "charts/timestep/README.md.in"])
+def test_jobs_that_outlive_the_release_are_deleted_by_labels_that_they_have(manual: str) -> None:
+    text = (ROOT / manual).read_text().replace("RELEASE", RELEASE)
+    (selector,) = re.findall(r"`kubectl -n NAMESPACE delete job --selector=(\S+)`", text)
+    assert all(chooses(selector, made) for made in manifests("defaults").values())
 
 
 FREE = {row.path for value in VALUES for row in value.rows() if row.extra.get("additionalProperties") is not None}

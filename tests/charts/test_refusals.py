@@ -27,6 +27,18 @@ UNSAFE = {
         "whoever reaches it could run anything",
     ),
     "an ingress to nothing": (("ingress.enabled=true",), "api.host"),
+    "an ingress and a gateway": (
+        (PUBLIC[0], "gateway.enabled=true", "gateway.parentRefs[0].name=a", "api.host=api.example.com"),
+        "ingress.enabled and gateway.enabled are both on",
+    ),
+    "one host for two parts on an ingress": (
+        (*PUBLIC, "api.host=prefect.example.com"),
+        "are both 'prefect.example.com'",
+    ),
+    "one host for two parts on a gateway": (
+        ("gateway.enabled=true", "gateway.parentRefs[0].name=a", PUBLIC[1], "api.host=prefect.example.com"),
+        "are both 'prefect.example.com'",
+    ),
     "routes of no gateway": (("gateway.enabled=true", "api.host=api.example.com"), "gateway.parentRefs"),
     "a volume in two namespaces": (("worker.job.namespace=jobs",), "storage.existingSecret"),
     "a GPU step without a limit": (

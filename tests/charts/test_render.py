@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.charts.conftest import ALL_CASES
-from tests.charts.jobs import manifests
-from tests.charts.rendering import CASES, CHART, NAMESPACE, Document, render, run_helm
+from tests.charts.jobs import chooses, manifests
+from tests.charts.rendering import CASES, CHART, NAMESPACE, RELEASE, Document, render, run_helm
 from tests.charts.schemas import FOREIGN_KINDS, VERSIONS, problems
 
 MAJORS = (3, 4)
@@ -72,27 +72,42 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
     assert problems(deployment | {"spec": deployment["spec"] | {"replica": 2}}, "1.34")
 
 
+def notes(case: str, *more: str) -> str:
+    """What helm says after an installation with the values of a case."""
+    # helm 3 asks a cluster for this; its lint renders them, too.
+    values = ["--values", str(CASES / f"{case}.yaml"), *more]
+    done = run_helm(4, "install", RELEASE, str(CHART), "--namespace", NAMESPACE, "--dry-run=client", *values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("\nNOTES:\n")[2]
+
+
 @pytest.mark.parametrize("case", ALL_CASES)
 def test_the_notes_say_where_things_are(case: str) -> None:
-    # helm 3 asks a cluster for this; its lint renders them, too.
-    done = run_helm(
-        4,
-        "install",
-        "timestep",
-        str(CHART),
-        "--namespace",
-        NAMESPACE,
-        "--dry-run=client",
-        "--values",
-        str(CASES / f"{case}.yaml"),
-    )
-    notes = done.stdout.partition("\nNOTES:\n")[2]
-    assert done.returncode == 0 and "helm test timestep -n work" in notes, done.stderr
-    assert "<no value>" not in notes and "nil" not in notes and "{{" not in notes
+    said = notes(case)
+    assert "helm test timestep -n work" in said
+    assert "<no value>" not in said and "nil" not in said and "{{" not in said
+    assert ("modelServer.enabled is off:" in said) is (case == "no-model-server")
     rendering = render(case)
-    for claim in re.findall(r"volume claim (\S+):", notes):
+    for claim in re.findall(r"volume claim (\S+):", said):
         owners = rendering.names("PersistentVolumeClaim") | {f"data-{one}-0" for one in rendering.names("StatefulSet")}
         assert claim in owners
+
+
+@pytest.mark.parametrize(
+    ("case", "more", "namespace"),
+    [
+        ("job-namespace", (), "jobs"),
+        ("defaults", ("--set", "worker.serviceAccount.name=ours"), NAMESPACE),
+        ("defaults", (), None),
+        ("job-namespace", ("--set", "worker.enabled=false"), None),
+    ],
+)
+def test_the_notes_say_how_jobs_go_that_outlive_the_release(
+    case: str, more: tuple[str, ...], namespace: str | None
+) -> None:
+    commands = re.findall(r"kubectl -n (\S+) delete job --selector=(\S+)", notes(case, *more))
+    assert [where for where, _ in commands] == ([namespace] if namespace else [])
+    assert all(chooses(selector, made) for _, selector in commands for made in manifests(case).values())
 
 
 def test_what_deletes_secrets_is_rendered_for_a_cluster_alone() -> None:

@@ -11,6 +11,8 @@ from tests.charts.jobs import manifests, prepared_jobs
 from tests.charts.rendering import CASES, NAMESPACE, Document, Pod, Rendering, render
 
 ADDRESSES = ("TIMESTEP_API_URL", "TIMESTEP_PREFECT_API_URL", "TIMESTEP_MODEL_SERVER_URL")
+# Cases in which the Prefect UI has a public address: by the host of a route, or by the values' word.
+PUBLIC = ("ingress", "gateway", "own-prefect")
 
 pytestmark = pytest.mark.parametrize("case", ALL_CASES)
 
@@ -176,6 +178,21 @@ def test_addresses_in_variables_are_those_of_services(case: str) -> None:
                 # A pod in another namespace names ours too.
                 host, _, port = address.partition(":")
                 assert f"{host.removesuffix(f'.{NAMESPACE}').split('.')[0]}:{port}" in services or address in given
+
+
+def test_who_reports_to_prefect_knows_where_its_ui_is_public(case: str) -> None:
+    for pod in [*render(case).pods, *prepared_jobs(case)]:
+        told = {one["name"]: one.get("value") for one in pod.environment}
+        is_told = case in PUBLIC and "TIMESTEP_PREFECT_API_URL" in told
+        assert told.get("TIMESTEP_PREFECT_UI_URL") == ("https://prefect.example.com" if is_told else None), pod.owner
+
+
+def test_a_model_server_is_named_where_there_is_one(case: str) -> None:
+    rendering = render(case)
+    told = {one["name"] for pod in [*rendering.pods, *prepared_jobs(case)] for one in pod.environment}
+    is_there = case != "no-model-server"
+    assert ("timestep-model-server" in rendering.names("Deployment")) is is_there
+    assert ("TIMESTEP_MODEL_SERVER_URL" in told) is is_there
 
 
 def test_jobs_of_the_pools_run_in_their_namespace(case: str) -> None:
