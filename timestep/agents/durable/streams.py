@@ -16,6 +16,8 @@ from openai.types.responses import Response, ResponseCompletedEvent, ResponseOut
 # The SDK's deltas that are told on, and as what.
 DELTAS = {
     "response.output_text.delta": "output_text.delta",
+    "response.reasoning_text.delta": "reasoning_text.delta",
+    "response.reasoning_summary_text.delta": "reasoning_text.delta",  # what the SDK makes of 'reasoning_content'
     "response.function_call_arguments.delta": "tool_call.delta",
 }
 

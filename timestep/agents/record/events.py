@@ -22,7 +22,7 @@ from timestep.database.engine import Database
 logger = logging.getLogger(__name__)
 
 CHANNEL = "timestep_events"
-DELTAS = ("output_text.delta", "tool_call.delta")
+DELTAS = ("output_text.delta", "reasoning_text.delta", "tool_call.delta")
 FINISHED, GAP = "step.finished", "gap"
 
 PER_ATTEMPT = 1_000_000_000

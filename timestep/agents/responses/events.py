@@ -14,9 +14,9 @@ def item_id(kind: str, response_id: str, index: int) -> str:
     return f"{_PREFIXES.get(kind, 'item')}_{response_id.removeprefix('resp_')}{index:04x}"
 
 
-def text_of(message: Item) -> str:
-    """The words of a message, but for a refusal's."""
-    return "".join(part.get("text", "") for part in message["content"])
+def text_of(item: Item) -> str:
+    """The words of a message, but for a refusal's, or of reasoning."""
+    return "".join(part.get("text", "") for part in item.get("content") or ())
 
 
 class Narrator:
@@ -70,16 +70,18 @@ class Narrator:
         return events
 
     def whole(self, item: Item) -> list[Event]:
-        """An item that is known from beginning to end; a message's beginning may have been told."""
+        """An item that is known from beginning to end; a message's beginning may have been told, or reasoning's."""
         match item["type"]:
             case "message":
                 return self._message(item)
             case "function_call":
                 key = item["call_id"]
                 events = self.call(key, key, item["name"], item["arguments"])
-                return events + self._done(key, item["status"])
+                return events + self._done(key, item["status"], item.get("incomplete_details"))
             case "mcp_call":
                 return self._mcp(item)
+            case "reasoning" if "reasoning" in self._open:
+                return self._reasoned(item)
         return [*self.close(), *self._bare(item)]
 
     def close(self, *keys: str, status: str = "completed") -> list[Event]:
@@ -130,6 +132,14 @@ class Narrator:
         if "message" not in self._open:
             events += self._begin("message", "message", {"role": "assistant", "content": []})
         return events + self._done("message", item["status"], item.get("incomplete_details"))
+
+    def _reasoned(self, item: Item) -> list[Event]:
+        """What of the open reasoning was not told yet; where it was another, that is given up."""
+        text, before = text_of(item), text_of(self.output[self._open["reasoning"]])
+        if not text.startswith(before):
+            return [*self.close("reasoning", status="incomplete"), *self.whole(item)]
+        events = self.reasoning(text[len(before) :]) if len(text) > len(before) else []
+        return events + self._done("reasoning", item["status"], item.get("incomplete_details"))
 
     def _mcp(self, item: Item) -> list[Event]:
         events = self.close()

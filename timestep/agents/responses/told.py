@@ -4,13 +4,17 @@ from timestep.agents.record.events import GAP
 from timestep.agents.record.events import Event as StepEvent
 from timestep.agents.responses.events import Event, Narrator, text_of
 from timestep.agents.responses.items import Item
+from timestep.agents.responses.request import AGENT
+
+_TURN = "\0"  # between what a model says and what it thinks; no event has one, since PostgreSQL takes none
 
 
 class StepFold:
     """Tells through ``narrator`` what a step's events say of its answer.
 
     A model call that is begun anew, after a crash, says its words anew: as long as they are those that were told, none
-    is told twice; where they are others, the message so far is given up and another begun.
+    is told twice; where they are others, the message so far is given up and another begun. What it thinks is told as
+    its words are, but for an agent's, whose response has no thoughts.
     """
 
     def __init__(self, narrator: Narrator) -> None:
@@ -18,6 +22,7 @@ class StepFold:
         self._position: str | None = None
         self._told = self._heard = ""
         self._gap = False
+        self._thinks = not str(narrator.response["model"]).startswith(AGENT)
         self._calls: dict[str, Item] = {}  # of tools that have finished before one that was asked for earlier
         self._next: dict[str, int] = {}
 
@@ -38,7 +43,9 @@ class StepFold:
             case _ if event.type == GAP:
                 self._gap = True
             case "output_text.delta" if not self._gap:
-                return self._say(str(event.data["delta"]))
+                return self._say(str(event.data["delta"]), thought=False)
+            case "reasoning_text.delta" if self._thinks and not self._gap:
+                return self._say(str(event.data["delta"]), thought=True)
         return []
 
     def called(self, position: str, item: Item) -> list[Event]:
@@ -56,7 +63,7 @@ class StepFold:
         told = [_said(item) for item in self._narrator.output if item["status"] == "completed"]
         left: list[Item] = []
         for item in output:
-            if item["type"] in ("message", "mcp_call") and _said(item) in told:
+            if item["type"] in ("message", "mcp_call", "reasoning") and _said(item) in told:
                 told.remove(_said(item))
             else:
                 left.append(item)
@@ -65,7 +72,7 @@ class StepFold:
         events = self._narrator.whole(begun) if begun else self._narrator.close("message", status="incomplete")
         for item in left:
             events += self._narrator.whole(item) if item is not begun else []
-        return events + self._narrator.close()
+        return events + self._narrator.close(status="incomplete")  # thoughts that the output doesn't have
 
     def _begun(self, left: list[Item]) -> Item | None:
         """Which of the items is the message that has no end yet."""
@@ -73,16 +80,20 @@ class StepFold:
             return None
         return next((item for item in left if item["type"] == "message" and text_of(item).startswith(words)), None)
 
-    def _say(self, delta: str) -> list[Event]:
-        self._heard += delta
+    def _say(self, delta: str, *, thought: bool) -> list[Event]:
+        self._heard += delta if _is_thought(self._heard) == thought else _TURN + delta
         if self._told.startswith(self._heard):
             return []
+        events: list[Event] = []
         if not self._heard.startswith(self._told):
-            events = self._narrator.close("message", status="incomplete")
-            self._told = self._heard
-            return [*events, *self._narrator.text(self._heard)]
-        new, self._told = self._heard[len(self._told) :], self._heard
-        return self._narrator.text(new)
+            events, self._told = self._narrator.close("message", "reasoning", status="incomplete"), ""
+        thought = _is_thought(self._told)
+        for piece in self._heard[len(self._told) :].split(_TURN):
+            if piece:
+                events += self._narrator.reasoning(piece) if thought else self._narrator.text(piece)
+            thought = not thought
+        self._told = self._heard
+        return events
 
 
 def finished_tool(event: StepEvent) -> bool:
@@ -91,8 +102,13 @@ def finished_tool(event: StepEvent) -> bool:
     return ended and event.position is not None and event.position.count("/") == 2
 
 
+def _is_thought(said: str) -> bool:
+    """Whether what ends it is a thought."""
+    return said.count(_TURN) % 2 == 1
+
+
 def _said(item: Item) -> tuple[object, ...]:
     """What tells one item from another, whatever their ids."""
-    if item["type"] == "message":
-        return ("message", text_of(item))
+    if item["type"] in ("message", "reasoning"):
+        return (item["type"], text_of(item))
     return (item["type"], item.get("name"), item.get("arguments"))
