@@ -339,17 +339,25 @@ async def test_a_step_started_again_after_its_failure_is_watched_to_its_second_e
 
 async def test_old_events_are_pruned(database: Database) -> None:
     rows = [
-        ("ended", "output_text.delta", "2 hours"),
-        ("ended", "step.finished", "2 hours"),
-        ("ended", "call.finished", "31 days"),
-        ("running", "output_text.delta", "2 hours"),
-        ("running", "output_text.delta", "25 hours"),
-        ("running", "call.finished", "29 days"),
+        ("ended", 1, "output_text.delta", "3 hours", False),
+        ("ended", 2, "call.finished", "2 hours", True),
+        ("ended", 3, "step.finished", "2 hours", True),
+        ("long", 1, "output_text.delta", "2 hours", True),  # whoever reads it may not be through
+        ("long", 2, "step.finished", "59 minutes", True),
+        ("again", 1, "output_text.delta", "3 hours", True),
+        ("again", 2, "step.finished", "2 hours", True),
+        ("again", 3, "step.started", "2 hours", True),  # after its failure
+        ("waiting", 1, "output_text.delta", "29 days", True),
+        ("waiting", 2, "call.started", "29 days", True),
+        ("absent", 1, "output_text.delta", "31 days", False),
+        ("absent", 2, "call.finished", "31 days", False),
+        ("absent", 3, "call.finished", "29 days", True),
     ]
     async with database.session() as session:
-        for number, (step, kind, age) in enumerate(rows):
+        for step, number, kind, age, _ in rows:
             insert = f"insert into events values (:step, :id, :type, null, '{{}}', now() - interval '{age}')"
             await session.execute(text(insert), {"step": step, "id": number, "type": kind})
     assert await prune_events(database) == 3
-    left = [event.id for step in ("ended", "running") for event in await read_events(database, step, -1)]
-    assert left == [1, 3, 5]
+    steps = dict.fromkeys(step for step, *_ in rows)
+    left = [(step, event.id) for step in steps for event in await read_events(database, step)]
+    assert left == [(step, number) for step, number, *_, stays in rows if stays]

@@ -167,7 +167,10 @@ def test_what_changes_no_answer_is_taken(client: OpenAI) -> None:
     harmless: dict[str, Any] = {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
     harmless |= {"safety_identifier": "s", "prompt_cache_key": "k", "modalities": ["text"]}
     ask: dict[str, Any] = {"model": SMOLLM2, "messages": OCEAN, "temperature": 0, "max_tokens": 4}
-    answer = client.chat.completions.create(**ask, **harmless, extra_body={"functions": None})
+    said: Any = {"role": "assistant", "content": "Gladly.", "function_call": None}
+    answer = client.chat.completions.create(
+        **ask | {"messages": [*OCEAN, said, *OCEAN]}, **harmless, extra_body={"functions": None}
+    )
     assert answer.choices[0].message.content
 
 
@@ -234,6 +237,8 @@ def test_models_are_listed_and_looked_up(client: OpenAI) -> None:
         ({"functions": [NOW]}, 400, "'functions' is not supported. Leave it out."),
         ({"extra_body": {"nonsense": 0}}, 400, "'nonsense' is not supported"),
         ({"service_tier": "flex"}, 400, "'service_tier'"),
+        ({"store": True}, 400, "'store'"),
+        ({"messages": [*OCEAN, {"role": "assistant", "function_call": {"name": "now"}}]}, 400, "'function_call' is"),
         ({"logit_bias": {"5": 101}}, 400, "logit_bias"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"tools": [{"type": "web_search"}]}, 400, "tool 0 is no function tool"),

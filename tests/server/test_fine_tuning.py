@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import re
 from typing import Any
 
 import openai
@@ -15,6 +16,7 @@ from tests.conftest import Service
 from tests.server.kills import kill_server, until
 from timestep import runs
 from timestep.server import ids
+from timestep.server.fine_tuning.asked import CreateJob
 
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -183,12 +185,29 @@ def test_a_cancelled_job_leaves_no_version(client: OpenAI, training_file: str) -
     assert [model.id for model in client.models.list()] == before
 
 
-def test_a_file_that_can_not_be_trained_on_fails_the_job_and_is_named(client: OpenAI) -> None:
+@pytest.mark.parametrize("model", ["local/pupil", "local/smollm2-135m-instruct"])
+def test_a_file_that_can_not_be_trained_on_fails_the_job_and_is_named(client: OpenAI, model: str) -> None:
     bad = upload(client, b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant"}]}\n')
-    done = ended(client, client.fine_tuning.jobs.create(model="local/pupil", training_file=bad))
+    done = ended(client, client.fine_tuning.jobs.create(model=model, training_file=bad))
     assert done.status == "failed" and done.error is not None
     assert done.error.param == "training_file" and "line 1" in done.error.message
     assert client.fine_tuning.jobs.list_events(done.id).data[0].level == "error"
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        ("local/pupil", "pupil"),
+        ("local/pupil@2", "pupil"),
+        ("pupil@2", "pupil-[0-9a-f]{6}"),
+        ("smollm2-135m-instruct", "smollm2-135m-instruct-[0-9a-f]{6}"),
+        ("local/smollm2-135m-instruct", "smollm2-135m-instruct-[0-9a-f]{6}"),
+    ],
+)
+def test_the_result_belongs_to_the_models_line_or_to_one_of_its_own(model: str, line: str) -> None:
+    asked = CreateJob(model=model, training_file="file-1").parameters({"pupil"})
+    assert re.fullmatch(line, asked["agent"]) and asked["model"] == model
+    assert asked["training"]["own_line"] is (asked["agent"] != "pupil")
 
 
 @pytest.mark.parametrize("suffix", ["planner", "smollm2-135m-instruct", "wordllama-256", "scripted"])

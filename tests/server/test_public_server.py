@@ -114,6 +114,9 @@ def test_what_is_refused_is_so_in_the_document(path: str, public: Server, docume
         jsonschema.validate(known, schema)
     refused = httpx.post(f"{public.api}{path}", json=known)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "nonsense")
+    del known["nonsense"]
+    refused = httpx.post(f"{public.api}{path}", json=known, params={"api-version": "1"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "api-version")
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "[" * 100_000, '{"model": NaN}'])

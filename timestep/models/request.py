@@ -28,6 +28,8 @@ def _shaped(message: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("'content' must be text, a list of text parts, or null")
     if not (calls is None or (isinstance(calls, list) and all(map(_is_call, calls)))):
         raise ValueError("'tool_calls' must be a list of calls: {'function': {'name': …, 'arguments': …}}")
+    if message.get("function_call") is not None:
+        raise ValueError("'function_call' is not supported. Say it as 'tool_calls'")
     return message
 
 
@@ -160,7 +162,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: list[Literal["text"]] | None = None
     # They change no answer either.
-    store: bool | None = None
+    store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 
     @field_validator("tools")

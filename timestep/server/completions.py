@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from openai.types.completion import Completion
 from openai.types.completion_choice import CompletionChoice, Logprobs
 
 from timestep.models.request import CompletionRequest
 from timestep.server.inference import documented, infer
+from timestep.server.refusals import known_query
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], dependencies=[Depends(known_query)])
 
 
 class TextLogprobs(Logprobs):

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from openai.types import CreateEmbeddingResponse, Embedding
 
 from timestep.models.request import EmbeddingRequest
 from timestep.server.inference import documented, infer
+from timestep.server.refusals import known_query
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], dependencies=[Depends(known_query)])
 
 
 class AnyEmbedding(Embedding):

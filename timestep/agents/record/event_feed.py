@@ -257,9 +257,9 @@ async def _patiently(read: Callable[..., Awaitable[Any]], *arguments: Any) -> An
 
 
 _PRUNE = text("""
-delete from events where created_at < now() - interval '30 days' or (type like '%.delta' and (
-    created_at < now() - interval '1 day' or (created_at < now() - interval '1 hour' and exists (
-        select from events ended where ended.step_id = events.step_id and ended.type = 'step.finished'))))
+delete from events where created_at < now() - interval '30 days' or (type like '%.delta' and step_id in (
+    select step_id from events ended where type = 'step.finished' and created_at < now() - interval '1 hour'
+    and not exists (select from events later where later.step_id = ended.step_id and later.id > ended.id)))
 """)
 _TURN = text("select pg_try_advisory_xact_lock(7489271, 3)")
 
@@ -267,8 +267,9 @@ _TURN = text("select pg_try_advisory_xact_lock(7489271, 3)")
 async def prune_events(database: Database) -> int:
     """Delete what nobody watches any more; returns how many.
 
-    Deltas go an hour after their step has finished, since its output has them, and after a day in any case;
-    everything goes after 30 days. ServiceUnavailableError: the database is away.
+    Deltas go an hour after their step has finished, since its output has them. Those of a step that waits, for days
+    perhaps, stay: whoever comes back to its stream counts them. Everything goes after 30 days, also of a step that
+    ended without a word. ServiceUnavailableError: the database is away.
     """
     async with database.session() as session:
         if not await session.scalar(_TURN):

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Container
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,7 +52,7 @@ class CreateJob(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="local/NAME, the model of an agent; or, with a suffix, any local model or base.")
+    model: str = Field(description="local/NAME, the model of an agent; or a base, from which another model is made.")
     training_file: str = Field(description="A file of purpose 'fine-tune': JSONL, a conversation on each line.")
     validation_file: str | None = Field(None, description="The same, to judge the result by.")
     hyperparameters: Hyperparameters | None = Field(None, description="Older form of method.supervised.")
@@ -61,11 +62,15 @@ class CreateJob(BaseModel):
     metadata: dict[str, str] | None = None
     integrations: list[Any] | None = None
 
-    def parameters(self) -> dict[str, Any]:
-        """The step's. ParameterError, NotSupportedError: what this service can't do, by its name."""
+    def parameters(self, lines: Container[str]) -> dict[str, Any]:
+        """The step's, where there are these ``lines`` of versions.
+
+        Raises:
+            ParameterError, NotSupportedError: what this service can't do, by its name.
+        """
         if self.integrations:
             raise NotSupportedError("integrations")
-        name, own_line = self._line()
+        name, own_line = self._line(lines)
         chosen, where = self._hyperparameters()
         if chosen.batch_size not in ("auto", 1):
             why = "must be 1 or 'auto': an optimiser step is one window of packed conversations."
@@ -83,7 +88,7 @@ class CreateJob(BaseModel):
             training["seed"] = self.seed
         return {"agent": name, "model": self.model, "mode": "training", "training": training}
 
-    def _line(self) -> tuple[str, bool]:
+    def _line(self, lines: Container[str]) -> tuple[str, bool]:
         """The line of versions that the result belongs to, and whether it is another than the model's own."""
         if is_file(self.model):
             raise ParameterError("model", "is a file; name a model that /v1/models lists.")
@@ -92,9 +97,10 @@ class CreateJob(BaseModel):
                 said = f"'{self.suffix[:80]}', which has more than 64 characters, or others than letters, digits, .-_"
                 raise ParameterError("suffix", f"is {said}")
             return self.suffix, True
-        if self.model.startswith(PREFIX):
-            return self.model.removeprefix(PREFIX).partition("@")[0], False
-        return f"{self.model}-{secrets.token_hex(3)}", True
+        name = self.model.removeprefix(PREFIX).partition("@")[0]
+        if self.model.startswith(PREFIX) and name in lines:
+            return name, False
+        return f"{name}-{secrets.token_hex(3)}", True
 
     def _hyperparameters(self) -> tuple[Hyperparameters, str]:
         """As asked for, and where."""

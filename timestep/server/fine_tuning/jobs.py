@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -18,12 +19,14 @@ from timestep.server.fine_tuning import events, views
 from timestep.server.fine_tuning.asked import CreateJob
 from timestep.server.fine_tuning.views import KIND, PREFIX, TAG, Job
 from timestep.server.pages import After, Limit, Page, page
-from timestep.server.records import Housekeeper, Records
+from timestep.server.records import Housekeeper, Records, Shelves
 from timestep.server.refusals import known_query
 from timestep.settings import Settings
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+    from timestep.models.registry import ModelRegistry
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
@@ -35,10 +38,16 @@ PAUSE_SECONDS = 20.0  # a run that is just being started is paused once it has
 @router.post("", summary="Create a fine-tuning job", responses=errors(404, 409), dependencies=KNOWN)
 async def create(body: CreateJob, request: Request) -> Job:
     """Start a step that learns; its result answers by its name as soon as the job has succeeded."""
+    from timestep.models.registry import ModelRegistry
+
     housekeeper: Housekeeper = request.app.state.housekeeper
-    parameters, labels = body.parameters(), run_lists.labels(body.metadata)
+    shelves = await housekeeper.shelves()
+    registry = ModelRegistry(shelves.database)
+    lines = await registry.names()
+    parameters, labels = body.parameters(lines), run_lists.labels(body.metadata)
     await _check_suffix(request, body.suffix)
-    await _check(housekeeper, body, request.app.state.settings)
+    await _check_files(shelves, body)
+    await _check_model(registry, lines, body.model, request.app.state.settings)
     records = await housekeeper.records()
     run = await records.starts.start(records.client, DEPLOYMENT, parameters, tags=[TAG], labels=labels)
     return await _view(records, run)
@@ -179,20 +188,20 @@ async def _check_suffix(request: Request, suffix: str | None) -> None:
         raise ParameterError("suffix", f"is '{suffix}', which is an agent's name. Train the agent, or choose another.")
 
 
-async def _check(housekeeper: Housekeeper, body: CreateJob, settings: Settings) -> None:
-    """Refuse at once what the step would refuse: files and models that aren't there."""
+async def _check_files(shelves: Shelves, body: CreateJob) -> None:
+    """Refuse at once what the step would refuse: files that aren't there, or are for something else."""
     from timestep.files import Files
-    from timestep.models.registry import ModelRegistry
 
-    shelves = await housekeeper.shelves()
     files = Files(shelves.database, shelves.store)
     for param, name in (("training_file", body.training_file), ("validation_file", body.validation_file)):
         if name is not None and (row := await files.get(name)).purpose != "fine-tune":
             raise ParameterError(param, f"is a file of the purpose '{row.purpose}', not 'fine-tune'.")
-    registry = ModelRegistry(shelves.database)
-    model, at, version = body.model.removeprefix(LOCAL).partition("@")
-    lines = await registry.names()
+
+
+async def _check_model(registry: ModelRegistry, lines: Collection[str], named: str, settings: Settings) -> None:
+    """Refuse at once a model that isn't there."""
+    model, at, version = named.removeprefix(LOCAL).partition("@")
     if at and model in lines and version.isdecimal() and len(version) < 10:
         await registry.get(model, int(version))
     elif (f"{model}{at}{version}" if at else model) not in {*lines, *(known := bases(settings))}:
-        raise NotFoundError("model", body.model, [*(f"{LOCAL}{name}" for name in lines), *known])
+        raise NotFoundError("model", named, [*(f"{LOCAL}{name}" for name in lines), *known])

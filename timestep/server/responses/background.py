@@ -128,7 +128,8 @@ async def narrate(records: Records, name: str, after: int | None) -> AsyncGenera
             if event["sequence_number"] > since:
                 yield event
     last = narrator.state()
-    if last["sequence_number"] <= since and _long_ago(narrator.response):
+    told = last["sequence_number"]
+    if told < since or (told == since and _long_ago(narrator.response)):
         last["sequence_number"] = since + 1  # there were more events before it than can be told now
     if last["sequence_number"] > since:
         yield last
