@@ -10,9 +10,10 @@ import pytest
 from tests.conftest import ROOT, environment
 
 
-def timestep(*arguments: str) -> subprocess.CompletedProcess[str]:
+def timestep(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "timestep", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment(), cwd=ROOT)
+    own = environment() | {f"TIMESTEP_{name}": value for name, value in settings.items()}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=own, cwd=ROOT)
 
 
 def readme_commands() -> list[list[str]]:

@@ -116,6 +116,29 @@ async def test_a_service_that_others_reach_needs_a_key_first(home: Path) -> None
     assert [key["name"] for key in json.loads(shown.stdout)] == ["ci"]
 
 
+async def test_the_command_line_makes_and_ends_keys(keys: Keys, database: Database, tmp_path: Path) -> None:
+    async def said(*arguments: str) -> tuple[int, str, str]:
+        url = database.timestep_url
+        done = await asyncio.to_thread(timestep, "keys", *arguments, "--home", str(tmp_path), DATABASE_URL=url)
+        return done.returncode, done.stdout, done.stderr
+
+    code, key, told = await said("create", "ci", "--scope", "training", "--requests-per-minute", "7")
+    row = await keys.find(key.removesuffix("\n"))
+    assert row is not None
+    assert (row.name, row.scopes, row.requests_per_minute) == ("ci", ["training"], 7)
+    assert (code, told) == (0, f"Key 'ci' ({row.id}), for training. It is not shown again:\n")
+    other = json.loads((await said("create", "--json"))[1])  # as the defaults have it
+    assert (other["name"], other["scopes"], other["requests_per_minute"]) == ("default", ["inference"], None)
+    assert await said("revoke", "ci") == (0, f"{row.id} revoked\n", "")
+    assert await keys.find(key.strip()) is None and await keys.find(other["key"]) is not None
+    for name in ("ci", "nobody"):
+        assert await said("revoke", name) == (1, "", f"timestep: No key '{name}'.\n")
+    assert (await said("revoke", other["key"]))[1] == f"{other['id']} revoked\n"
+    assert not await keys.usable()
+    listed = (await said("list"))[1]
+    assert listed.count("  revoked  ") == 2 and key.strip() not in listed and other["key"] not in listed
+
+
 @pytest.mark.parametrize(
     ("host", "private"),
     [

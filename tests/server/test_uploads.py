@@ -192,14 +192,10 @@ def test_a_kill_leaves_acknowledged_parts_and_no_half_files(client: OpenAI, stag
     before = [file.id for file in client.files.list()]
     killed = threading.Event()
 
-    def cut(head: bytes) -> Iterator[bytes]:
-        yield head + DATA
-        killed.wait(60)
-
     with ThreadPoolExecutor() as pool:
         asked = [
-            pool.submit(post, stage, f"uploads/{upload}/parts", cut(PART)),
-            pool.submit(post, stage, "files", cut(HEAD)),
+            pool.submit(post, stage, f"uploads/{upload}/parts", cut(PART + DATA, killed)),
+            pool.submit(post, stage, "files", cut(HEAD + DATA, killed)),
         ]
         wait_for(lambda: len(unfinished(stage)) == 2, 30)
         swept(stage)
@@ -236,7 +232,13 @@ def test_a_file_of_1_gb_in_parts_survives_a_kill_and_takes_little_memory(client:
     part = DATA * 32
     upload = create(client, 16 * len(part))
     parts = add(client, upload, *[part] * 8)
-    restart(stage)
+    killed = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(post, stage, f"uploads/{upload}/parts", cut(PART + part[: len(part) // 2], killed))
+        wait_for(lambda: any(path.stat().st_size > len(part) // 4 for path in unfinished(stage)), 30)
+        restart(stage)
+        killed.set()
+        assert isinstance(asked.exception(), httpx.HTTPError)
     before = memory(stage, "VmRSS")
     parts += add(client, upload, *[part] * 8)
     md5 = hashlib.md5(part * 16).hexdigest()
@@ -244,6 +246,14 @@ def test_a_file_of_1_gb_in_parts_survives_a_kill_and_takes_little_memory(client:
     assert file is not None
     assert file.bytes == 1 << 30
     assert memory(stage, "VmHWM") - before < 64e6
+    swept(stage)
+    assert (objects(stage, "uploads"), unfinished(stage)) == ([], [])
+
+
+def cut(content: bytes, killed: threading.Event) -> Iterator[bytes]:
+    """A body that goes no further until the server is killed."""
+    yield content
+    killed.wait(60)
 
 
 def post(stage: Stage, where: str, content: Iterator[bytes]) -> httpx.Response:

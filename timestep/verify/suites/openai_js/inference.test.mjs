@@ -167,3 +167,15 @@ test('conversations: items and responses within', async () => {
   await client.conversations.delete(made.id);
   await assert.rejects(client.conversations.retrieve(made.id), OpenAI.NotFoundError);
 });
+
+test('conversations: retrieve; one item retrieved and deleted', async () => {
+  const items = ['First', 'Second'].map((content) => ({ role: 'user', content }));
+  const made = await client.conversations.create({ metadata: { topic: 'cats' }, items });
+  assert.deepEqual(await client.conversations.retrieve(made.id), made);
+  const [first, second] = await collect(client.conversations.items.list(made.id, { order: 'asc' }));
+  const within = { conversation_id: made.id };
+  assert.equal((await client.conversations.items.retrieve(first.id, within)).content[0].text, 'First');
+  assert.equal((await client.conversations.items.delete(first.id, within)).id, made.id);
+  await assert.rejects(client.conversations.items.retrieve(first.id, within), OpenAI.NotFoundError);
+  assert.deepEqual(await collect(client.conversations.items.list(made.id)), [second]);
+});

@@ -12,9 +12,10 @@ async function begin(endpoint, bodies) {
   return client.batches.create({ input_file_id: file.id, endpoint, completion_window: '24h' });
 }
 
-test('files: create, list, content, delete', async () => {
+test('files: create, retrieve, list, content, delete', async () => {
   const made = await put('Hello', 'hello.txt', 'user_data');
   assert.equal(made.bytes, 5);
+  assert.deepEqual(await client.files.retrieve(made.id), made);
   assert.equal(await (await client.files.content(made.id)).text(), 'Hello');
   assert.equal((await client.files.list({ purpose: 'user_data', limit: 1, order: 'desc' })).data[0].id, made.id);
   assert.ok((await client.files.delete(made.id)).deleted);
@@ -64,17 +65,38 @@ test('batches: cancel', async () => {
   assert.equal((await until(() => client.batches.retrieve(batch.id), ends)).status, 'cancelled');
 });
 
-test('fine-tuning: create, list, events, checkpoints, cancel', async (context) => {
+/** A job of one epoch; none, and the test skipped, where the service has nothing to train. */
+async function learn(context) {
   const base = 'smollm2-135m-instruct';
   const names = (await collect(client.models.list())).map((one) => one.id);
   if (!names.includes(base)) return context.skip('the service lists no base model with weights');
   const line = JSON.stringify({ messages: [{ role: 'user', content: 'a' }, { role: 'assistant', content: 'b' }] });
   const file = await put(`${line}\n`.repeat(12), 'train.jsonl', 'fine-tune');
   const asked = { model: base, training_file: file.id, suffix: 'verify-js', hyperparameters: { n_epochs: 1 }, seed: 7 };
-  const job = await client.fineTuning.jobs.create(asked);
+  return client.fineTuning.jobs.create(asked);
+}
+
+test('fine-tuning: create, list, events, checkpoints, cancel', async (context) => {
+  const job = await learn(context);
+  if (!job) return;
   assert.equal((await client.fineTuning.jobs.list({ limit: 1 })).data[0].id, job.id);
   await client.fineTuning.jobs.cancel(job.id);
   assert.equal((await until(() => client.fineTuning.jobs.retrieve(job.id), ends)).status, 'cancelled');
   assert.ok((await collect(client.fineTuning.jobs.listEvents(job.id))).length > 0);
   assert.deepEqual(await collect(client.fineTuning.jobs.checkpoints.list(job.id)), []);
+});
+
+test('fine-tuning: pause, resume', async (context) => {
+  const job = await learn(context);
+  if (!job) return;
+  try {
+    await client.fineTuning.jobs.pause(job.id);
+    const paused = await until(() => client.fineTuning.jobs.retrieve(job.id), ['paused', ...ends]);
+    assert.equal(paused.status, 'paused');
+    const resumed = await client.fineTuning.jobs.resume(job.id);
+    assert.ok(['queued', 'running', 'validating_files'].includes(resumed.status));
+  } finally {
+    await client.fineTuning.jobs.cancel(job.id);
+  }
+  assert.equal((await until(() => client.fineTuning.jobs.retrieve(job.id), ends)).status, 'cancelled');
 });
