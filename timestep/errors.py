@@ -303,5 +303,6 @@ class ServiceUnavailableError(TimestepError):
     code = "service_unavailable"
 
     def __init__(self, what: str, url: str) -> None:
-        super().__init__(f"No {what} answers at '{url}'. Start one: timestep up")
+        advice = "" if what == "provider" else " Start one: timestep up"
+        super().__init__(f"No {what} answers at '{url}'.{advice}")
         self.what, self.url, self.by_tool = what, url, False

@@ -48,7 +48,7 @@ class Upstream:
             content=await request.body(),
             headers=_JSON,  # nothing else is understood there, nor any query
         )
-        return await self._answer(request, self._client, forwarded, self._url)
+        return await self._answer(request, self._client, forwarded, "model server", self._url)
 
     async def ask(self, request: Request, endpoint: Endpoint, path: str, body: dict[str, Any]) -> Response:
         """A provider's answer to ``body``, POSTed for ``request`` with the key of ours that it asks for.
@@ -61,7 +61,8 @@ class Upstream:
         headers = {**_JSON, **_bearer(endpoint.api_key), "accept-encoding": "identity"}
         content = json.dumps(body).encode()  # what is no JSON, as NaN, is for the provider to judge
         forwarded = client.build_request("POST", f"{endpoint.base_url}{path}", content=content, headers=headers)
-        return await self._answer(request, client, forwarded, endpoint.base_url)
+        what = "model server" if endpoint.ours else "provider"
+        return await self._answer(request, client, forwarded, what, endpoint.base_url)
 
     async def look(self, endpoint: Endpoint, path: str) -> Any:
         """A provider's answer to a question of our own, as JSON.
@@ -79,14 +80,14 @@ class Upstream:
         return found.json()
 
     async def _answer(
-        self, request: Request, client: httpx.AsyncClient, forwarded: httpx.Request, url: str
+        self, request: Request, client: httpx.AsyncClient, forwarded: httpx.Request, what: str, url: str
     ) -> Response:
         try:
             response = await unless_gone(request, client.send(forwarded, stream=True))
         except ClientGone:
             return Response(status_code=499)
         except httpx.HTTPError:
-            raise ServiceUnavailableError("model server", url) from None
+            raise ServiceUnavailableError(what, url) from None
         headers = {name: value for name, value in response.headers.items() if name.lower() not in _DROPPED}
         # Closed in the background task: the body of a client that left at once is never begun, so can't close itself.
         done = BackgroundTask(response.aclose)
