@@ -125,7 +125,7 @@ async def _suspend(
         await lease.check()  # Prefect would suspend the run over an attempt that has taken over
         try:
             with prefect_reached():
-                await asuspend_flow_run(wait_for_input=made, key=key)
+                await asuspend_flow_run(wait_for_input=made, timeout=None, key=key)  # for as long as it takes
             raise TimestepError(f"The suspension '{key}' of step '{lease.step_id}' was over before it began.")
         except Pause:
             # What came while we were on our way here found no suspended run to resume. Should this fail, the repair

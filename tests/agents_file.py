@@ -131,6 +131,20 @@ blocker = Agent(
 idler = Agent(name="idler", tools=[idle], model=PlannedModel([[("idle", {})], "never"], LOG))
 mortal = Agent(name="mortal", tools=[die], model=PlannedModel([[("die", {})], "never"], LOG))
 
+# There while a test uses them: each flow run would import ControlFlow, which takes two seconds.
+if Path(__file__).with_name("controlflow").exists():
+    import controlflow
+
+    from tests.controlflow_file import Planned, call
+
+    approver = controlflow.Agent(
+        name="approver",
+        tools=[delete],
+        model=Planned([call("delete", path="a"), call("succeed", result="cleaned")]),
+    )
+    lingerer = controlflow.Agent(name="lingerer", tools=[idle], model=Planned([call("idle")]))
+    approver.model.log = lingerer.model.log = LOG
+
 # Two agents on one tiny local model: what one learns, the other must not.
 TINY = str(Path(__file__).with_name("tiny.gguf"))
 pupil = Agent(name="pupil", instructions="Answer.", model=TINY, model_settings=ModelSettings(max_tokens=8))

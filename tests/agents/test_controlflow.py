@@ -325,37 +325,29 @@ class Nobody:
         raise AssertionError(step_id)
 
 
-SCRIPTED = """
-from tests.controlflow_file import Planned, call
-
-def scripted(agent, *turns):
-    vars(agent)["model"] = Planned(list(turns))
-    agent.model.log = None
-
-scripted(estimator, call("price", item="desk", count=2), call("delegate_to_agent", agent_id=writer.id, message="480"))
-scripted(writer, call("succeed", result="Two desks for 480 euros."))
-"""
+ASKED, OFFERED = "Two desks and four chairs, please.", "We offer all of it for 860 euros."
 
 
-async def test_the_example_runs_as_a_step(stage: Stage, database: Database) -> None:
+async def test_the_example_runs_as_a_step(tmp_path: Path, database: Database) -> None:
     """Registry, models by the service's rules, ledger, session and trace; only the models are scripted."""
-    stage.file.write_text((ROOT / "examples" / "offer.py").read_text() + SCRIPTED)
-    settings = load_settings(home=stage.folder, agents=[stage.file], database_url=database.timestep_url)
+    agents = [ROOT / "examples" / "offer_scripted.py"]
+    settings = load_settings(home=tmp_path, agents=agents, database_url=database.timestep_url)
     store, registry = ObjectStore.open(settings.storage), load_registry(settings)
-    request = Thinking("s", "Two desks.", "offer", "talk", None, 5, InferenceSettings())
+    request = Thinking("s", ASKED, "offer", "talk", None, 5, InferenceSettings())
     async with Attempt.begin(Database(database.timestep_url), store, "s") as attempt:
         output, trace = await think(request, settings, store, registry, attempt, Nobody())
         await attempt.lease.close()
     session = await (await open_session(database, "talk")).get_items()
-    assert output.output == "Two desks for 480 euros."
-    assert (output.agent, output.model, output.turns) == ("offer", "Planned", 3)
-    assert [call.name for call in output.tool_calls][:2] == ["price", "delegate_to_agent"]
-    assert output.tool_calls[0].output == "480"
-    assert [call["position"] for call in trace["calls"]] == ["estimator/0", "estimator/0/0", "estimator/1", "writer/2"]
+    assert output.output == OFFERED
+    assert (output.agent, output.model, output.turns) == ("offer", "Script", 3)
+    assert [call.name for call in output.tool_calls][:3] == ["price", "price", "delegate_to_agent"]
+    assert [call.output for call in output.tool_calls[:2]] == ["480", "380"]
+    positions = ["estimator/0", "estimator/0/0", "estimator/0/1", "estimator/1", "writer/2"]
+    assert [call["position"] for call in trace["calls"]] == positions
     assert trace["messages"][0]["role"] == "system" and trace["tools"]
     assert session == [
-        {"role": "user", "content": "Two desks."},
-        {"role": "assistant", "content": "Two desks for 480 euros."},
+        {"role": "user", "content": ASKED},
+        {"role": "assistant", "content": OFFERED},
     ]
 
 

@@ -1,4 +1,5 @@
-"""Agents of the fault injection: every call, real or repeated, leaves a line in ``calls.jsonl`` as it begins and ends.
+"""Agents of the fault injection: every call, real or repeated, leaves a line in ``calls.jsonl`` as it begins and ends,
+and so does every change of its flow run's state that a process asks Prefect for.
 
 A step's input is its tag. ``chaotic``: a note; two notes at once; a payment, which is declared ``once``; a last word.
 ``careful``: a note; two deletions that a person has to approve; a note; a last word. Four model calls and four tool
@@ -6,6 +7,7 @@ calls each.
 """
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -13,6 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 from agents import Agent, Model, ModelResponse, ModelSettings, Usage, function_tool
 
 from tests.scripted import answer
@@ -26,6 +29,24 @@ def note_down(tag: str, call: str, moment: str) -> None:
     line = {"at": time.time(), "tag": tag, "call": call, "moment": moment, "pid": os.getpid()}
     with LOG.open("ab", buffering=0) as file:
         file.write(json.dumps(line).encode() + b"\n")
+
+
+def note_states(client: type[httpx.AsyncClient | httpx.Client]) -> None:
+    """Have each such request leave a line. Of a flow run's states Prefect does not say which process set them."""
+    send = client.send
+
+    @functools.wraps(send)
+    def noted(self: Any, request: httpx.Request, *rest: Any, **options: Any) -> Any:
+        run, _, action = request.url.path.partition("/flow_runs/")[2].partition("/")
+        if action == "set_state":
+            note_down(run, json.loads(request.content)["state"]["type"], "state")
+        return send(self, request, *rest, **options)
+
+    client.send = noted  # type: ignore[method-assign]
+
+
+note_states(httpx.AsyncClient)
+note_states(httpx.Client)
 
 
 class Planned(Model):

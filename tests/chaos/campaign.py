@@ -19,6 +19,7 @@ from uuid import UUID
 import httpx
 from prefect.exceptions import PrefectHTTPStatusError
 
+from tests.chaos.learning import Learnt
 from tests.chaos.stack import Stack
 from timestep import runs
 from timestep.errors import TimestepError
@@ -60,7 +61,23 @@ class Counts:
     approved: int = 0
     stopped: int = 0
     unfenced: int = 0
+    states_unfenced: int = 0
+    completions: int = 0
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    learnt: Learnt | None = None
+
+    @property
+    def bad(self) -> list[str]:
+        """What must not be, a line each."""
+        none = {
+            "completed model calls repeated": self.model_calls_repeated,
+            "completed tool calls repeated": self.tool_calls_repeated,
+            "calls run again without a person": self.once_run_again,
+            "calls begun by superseded processes": self.unfenced,
+            "states set by superseded processes": self.states_unfenced,
+        }
+        found = [f"{count} {what}" for what, count in none.items() if count]
+        return [*self.lost, *found, *([] if self.learnt is None else self.learnt.bad)]
 
     def table(self) -> str:
         """Markdown."""
@@ -79,12 +96,14 @@ class Counts:
             ("calls approved by a person", str(self.approved)),
             ("processes stopped, superseded, continued", str(self.stopped)),
             ("…calls that those still began", str(self.unfenced)),
+            ("…states that those still set in Prefect", str(self.states_unfenced)),
             ("kill to resumed, median", f"{statistics.median(every):.1f} s of {len(every)}" if every else "none"),
         ]
         rows += [
             (f"…after a kill of {name}", f"{statistics.median(seconds):.1f} s of {len(seconds)}")
             for name, seconds in sorted(self.seconds.items())
         ]
+        rows += [] if self.learnt is None else self.learnt.rows()
         return "\n".join(["| fault injection | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in rows)])
 
 
@@ -206,9 +225,13 @@ class Campaign:
         begun: dict[tuple[str, str], list[float]] = {}
         for text in self.stack.calls.read_text().splitlines():
             line = json.loads(text)
+            unfenced = line["at"] > self.stopped.get(line["pid"], float("inf"))
             if line["moment"] == "begun":
                 begun.setdefault((line["tag"], line["call"]), []).append(line["at"])
-                counts.unfenced += line["at"] > self.stopped.get(line["pid"], float("inf"))
+                counts.unfenced += unfenced
+            elif line["moment"] == "state" and line["tag"] in self.steps:
+                counts.states_unfenced += unfenced
+                counts.completions += line["call"] == "COMPLETED"
         for step, tag in self.steps.items():
             for call in (call for of, call in begun if of == tag):
                 times, end = begun[tag, call], finished.get((step, call))

@@ -76,11 +76,10 @@ async def waits(stack: Stack, step: str) -> bool:
 async def test_killed_at_random_points_nothing_is_lost_and_nothing_finished_is_repeated(stack: Stack) -> None:
     counts = await Campaign(stack, kills=3, seed=7).run()
     print(counts.table())
+    assert counts.bad == []
     assert counts.steps >= 3
-    assert counts.lost == []
     assert (counts.model_calls, counts.tool_calls) == (4 * counts.steps, 4 * counts.steps)
-    assert counts.unfenced == 0
-    assert counts.model_calls_repeated == counts.tool_calls_repeated == counts.once_run_again == 0
+    assert counts.completions >= counts.steps, "states are noted"
 
 
 @pytest.mark.long
@@ -102,7 +101,14 @@ async def test_a_process_that_was_stopped_and_superseded_does_nothing_more(stack
     assert run.state is not None
     assert run.state.is_completed(), run.state
     lines = [json.loads(line) for line in stack.calls.read_text().splitlines()]
-    assert not [line for line in lines if line["pid"] == pid and line["moment"] == "begun" and line["at"] > stopped]
+    since = [line for line in lines if line["moment"] in ("begun", "state") and line["at"] > stopped]
+    assert not [line for line in since if line["pid"] == pid]
+    assert [line["call"] for line in since if line["tag"] == step][-1] == "COMPLETED", "by its successor"
+    # Prefect's own history has nothing but that, and how the successor came to run: Pending is its worker's to set.
+    async with runs.connect(stack.settings.prefect_api) as client:
+        states = sorted(await client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+    types = [state.type.value for state in states if state.timestamp.timestamp() > stopped]
+    assert [kind for kind in types if kind != "PENDING"] == ["CRASHED", "SCHEDULED", "RUNNING", "COMPLETED"]
     calls = [call for call, _ in begun(stack, "frozen")]
     assert len(calls) - len(set(calls)) <= 1, calls  # the one that was cut
 
@@ -144,9 +150,8 @@ async def ended_or_waits(stack: Stack, step: str) -> bool:
 async def test_training_goes_on_from_the_last_finished_epoch(stack: Stack) -> None:
     await stack.up()
     learning = Learning(stack, ("flow run",))
-    state = await learning.run()
-    assert state is not None
-    assert state.is_completed(), state
-    epochs = await learning.epochs()
-    assert len(epochs) == await learning.trained() == 2
-    assert len(set(epochs.values())) == 2, "the second by another attempt"
+    learnt = await learning.run()
+    assert learnt.bad == []
+    assert len(set(learnt.attempts)) == 2, "the second by another attempt"
+    async with runs.connect(stack.settings.prefect_api) as client:
+        assert {task.name for task in await learning.tasks(client)} == {"epoch 1", "epoch 2"}

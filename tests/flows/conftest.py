@@ -1,7 +1,7 @@
 """Helpers around Prefect's own client for the flow tests."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -58,6 +58,15 @@ class Steps:
 async def steps(service: Service) -> AsyncIterator[Steps]:
     async with runs.connect(service.prefect_api) as connected:
         yield Steps(connected, f"local://{service.home}/storage")
+
+
+@pytest.fixture
+def controlflow_agents(service: Service) -> Iterator[None]:
+    """The agents file has ControlFlow's agents meanwhile."""
+    there = service.agents.with_name("controlflow")
+    there.touch()
+    yield
+    there.unlink()
 
 
 async def artifacts(client: PrefectClient, run_id: UUID) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling, Crashed
 
 from deployments import service_key
+from deployments.state import ServiceState, load_state
 from storage.traces import TraceStore
 from tests.conftest import Service
 from tests.flows.conftest import Steps
@@ -25,8 +26,8 @@ from tests.flows.test_step_inference import store
 from timestep import runs
 from timestep.agents.record.lease import Standing
 from timestep.database.engine import Database
-from timestep.repair import LIVING_SECONDS, PENDING_SECONDS, STARTING_SECONDS, Action, Judge
-from timestep.settings import load_settings
+from timestep.repair import LIVING_SECONDS, PENDING_SECONDS, STARTING_SECONDS, Action, Judge, Repair
+from timestep.settings import Settings, load_settings
 
 
 class Scene:
@@ -64,6 +65,29 @@ class Scene:
         with suppress(OSError, ValueError, psutil.Error):
             return psutil.Process(int((self.service.home / "run" / "worker.ready").read_text()))
         return None
+
+    @property
+    def known(self) -> ServiceState:
+        """The service's own word of itself."""
+        state = load_state(Settings(home=self.service.home))
+        assert state is not None
+        return state
+
+    @property
+    def database(self) -> Database:
+        return Database(self.known.database)
+
+    @asynccontextmanager
+    async def unattended(self) -> AsyncIterator[None]:
+        """The service's own repair loop, which is its HTTP server's, does nothing meanwhile."""
+        pid = self.known.children["http-server"].pid
+        assert pid is not None
+        server = psutil.Process(pid)
+        server.suspend()
+        try:
+            yield
+        finally:
+            server.resume()
 
     async def finished(self, run: FlowRun) -> State[Any]:
         self._gate.touch()
@@ -143,7 +167,7 @@ async def test_who_starts_an_ended_run_again_need_not_wait_for_its_process(scene
     runs = [await scene.steps.start(input=text, agent="planner") for text in ("go", "")]
     states = [await scene.finished(run) for run in runs]
     assert [state.is_completed() for state in states] == [True, False]
-    connection = await Database(scene.service.json("status")["urls"]["database"]).connect()
+    connection = await scene.database.connect()
     try:
         async with asyncio.timeout(10):
             while await connection.fetchval(
@@ -156,12 +180,36 @@ async def test_who_starts_an_ended_run_again_need_not_wait_for_its_process(scene
 
 async def age_heartbeat(scene: Scene, run: FlowRun) -> None:
     """As if the process had been silent for so long that it counts as hung."""
-    connection = await Database(scene.service.json("status")["urls"]["database"]).connect()
+    connection = await scene.database.connect()
     while await connection.fetchval("select now() - pg_postmaster_start_time() < make_interval(secs => 40)"):
         await asyncio.sleep(0.5)
     old = "update steps set heartbeat_at = now() - make_interval(secs => 21) where id = $1"
     await connection.execute(old, str(run.id))
     await connection.close()
+
+
+async def test_loops_that_look_at_the_same_time_start_a_crashed_run_once(scene: Scene) -> None:
+    run = await scene.start("blocker", "tool blocked")
+    settings = load_settings(home=scene.service.home)
+    loops = [Repair(settings, scene.database, scene.steps.client) for _ in range(2)]
+    done: list[Action] = []
+    async with scene.unattended():
+        scene.process().kill()
+        async with asyncio.timeout(30):
+            while not (await scene.state(run)).is_crashed():
+                await asyncio.sleep(0.05)
+            while not done:
+                passes = await asyncio.gather(*(loop.pass_once() for loop in loops))
+                done += [looked[run.id] for looked in passes if run.id in looked]
+        for loop in loops:
+            await loop.close()
+    assert done == [Action.REVIVE]
+    await scene.again("tool blocked")
+    assert (await scene.finished(run)).is_completed()
+    states = await scene.steps.client.read_flow_run_states(run.id)
+    assert Counter(state.type for state in states)[StateType.SCHEDULED] == 2, "by who made it, and by one loop"
+    assert (await scene.steps.client.read_flow_run(run.id)).run_count == 2
+    assert Counter(scene.service.calls) == PASSED
 
 
 async def test_a_false_crash_is_put_right(scene: Scene) -> None:
@@ -176,7 +224,7 @@ async def test_a_false_crash_is_put_right(scene: Scene) -> None:
 
 async def test_a_run_that_prefect_cannot_change_keeps_no_other_from_being_put_right(scene: Scene) -> None:
     other, run = await scene.start("idler", "tool idle"), await scene.start("blocker", "tool blocked")
-    connection = await Database(scene.service.json("status")["urls"]["database"]).connect("prefect")
+    connection = await scene.database.connect("prefect")
     async with connection.transaction():
         for one in (run, other):
             await scene.steps.client.set_flow_run_state(one.id, Crashed())
@@ -232,14 +280,26 @@ async def test_a_run_that_crashes_again_and_again_is_given_up(scene: Scene) -> N
 
 @pytest.mark.parametrize(("agent", "call"), [("idler", "tool idle"), ("blocker", "tool blocked")])
 async def test_cancelling_stops_a_tool_and_keeps_the_trace(scene: Scene, agent: str, call: str) -> None:
+    await cancelled_in(scene, agent, call)
+
+
+@pytest.mark.usefixtures("controlflow_agents")
+async def test_cancelling_stops_a_controlflow_agents_tool_and_keeps_the_trace(scene: Scene) -> None:
+    trace = await cancelled_in(scene, "lingerer", "tool idle")
+    assert [call["position"] for call in trace["calls"]] == ["lingerer/0", "lingerer/0/0"]
+
+
+async def cancelled_in(scene: Scene, agent: str, call: str) -> dict[str, Any]:
+    """The trace of a step that was cancelled while it was in this call."""
     run = await scene.start(agent, call)
     process = scene.process()
     await scene.steps.client.set_flow_run_state(run.id, Cancelling())
     await scene.until(lambda: ended(process), 5)
-    state = await scene.finished(run)
-    assert state.is_cancelled()
+    assert (await scene.finished(run)).is_cancelled()
     traces = [trace async for _, trace in TraceStore(store(scene.service)).list(agent)]
-    assert [trace["status"] for trace in traces if trace["step_id"] == str(run.id)] == ["cancelled"]
+    (trace,) = [trace for trace in traces if trace["step_id"] == str(run.id)]
+    assert trace["status"] == "cancelled"
+    return trace
 
 
 async def test_cancelling_stops_the_model(scene: Scene) -> None:

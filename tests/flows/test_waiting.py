@@ -55,6 +55,8 @@ async def test_the_form_shows_the_call_and_its_submission_lets_the_step_go_on(se
     assert group["title"] == "1 · delete" and 'path: `"a"`' in group["description"]
     found = [t async for _, t in TraceStore(store(service)).list("cleaner") if t["step_id"] == str(run.id)]
     assert [trace["status"] for trace in found] == ["waiting"]
+    state = (await steps.client.read_flow_run(run.id)).state
+    assert state is not None and state.is_paused() and state.state_details.pause_timeout is None, "nothing expires"
     choice = {"decision": "approve", "reason": "", "always": True}
     await steps.client.resume_flow_run(run.id, {"call_1": choice})
     done = await output(steps, run)
@@ -62,6 +64,20 @@ async def test_the_form_shows_the_call_and_its_submission_lets_the_step_go_on(se
     # Approved for the whole run: the second call of the tool was not asked about.
     assert service.calls == ["model 0", "tool delete a", "model 1", "tool delete b", "model 2"]
     assert await submitted(steps.client, run.id) == []
+
+
+@pytest.mark.usefixtures("controlflow_agents")
+async def test_a_controlflow_agent_waits_for_its_approval_and_goes_on(service: Service, steps: Steps) -> None:
+    run, view = await suspended(service, steps, agent="approver")
+    assert view["status"] == "waiting_approval"
+    assert [(call["position"], call["tool"]) for call in view["pending"]] == [("approver/0/0", "delete")]
+    await steps.client.resume_flow_run(run.id, {"call_1": {"decision": "approve", "reason": "", "always": False}})
+    done = await output(steps, run)
+    assert (done.agent, done.output) == ("approver", "cleaned")
+    assert service.calls == ["model 0", "tool delete a", "model 1"]
+    trace = await TraceStore(store(service)).read(done.artifacts["trace"])
+    assert trace["status"] == "completed"
+    assert [call["position"] for call in trace["calls"]] == ["approver/0", "approver/0/0", "approver/1"]
 
 
 def store(service: Service) -> ObjectStore:
