@@ -116,6 +116,15 @@ async def idle() -> str:
 
 
 @function_tool
+async def block() -> str:
+    """Let nothing else of the process run, the first time."""
+    append(LOG, "tool block")
+    if LOG.read_text().count("tool block") == 1:
+        time.sleep(60)
+    return "unblocked"
+
+
+@function_tool
 def die() -> str:
     """Die in the middle, every time."""
     append(LOG, "tool die")
@@ -129,6 +138,7 @@ blocker = Agent(
     model=PlannedModel([[("remember", {"text": "before"})], [("blocked", {})], "passed"], LOG),
 )
 idler = Agent(name="idler", tools=[idle], model=PlannedModel([[("idle", {})], "never"], LOG))
+stubborn = Agent(name="stubborn", tools=[block], model=PlannedModel([[("block", {})], "unblocked"], LOG))
 mortal = Agent(name="mortal", tools=[die], model=PlannedModel([[("die", {})], "never"], LOG))
 
 # There while a test uses them: each flow run would import ControlFlow, which takes two seconds.

@@ -146,6 +146,16 @@ async def test_a_run_outlives_its_worker_and_can_be_cancelled_without_it(scene: 
     assert (await scene.finished(other)).is_cancelled()
 
 
+@pytest.mark.long
+async def test_a_tool_that_blocks_its_process_past_its_timeout_ends_it_and_runs_again(scene: Scene) -> None:
+    run = await scene.start("stubborn", "tool block", inference={"tool_timeout": 1})
+    process = scene.process()
+    await scene.until(lambda: ended(process), 20)
+    await scene.again("tool block")
+    assert (await scene.finished(run)).is_completed()
+    assert Counter(scene.service.calls) == {"model 0": 1, "tool block": 2, "model 1": 1}
+
+
 def ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
