@@ -12,7 +12,7 @@ ENDS = {"completed", "failed", "cancelled", "incomplete"}
 
 
 def test_whole(client: OpenAI, model: str) -> None:
-    answer = client.responses.create(model=model, input="Hello there")
+    answer = client.responses.create(model=model, input="Hello there", temperature=0)  # so that it finds an end
     assert answer.object == "response" and answer.status == "completed" and answer.output_text
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens > 0
 
@@ -32,7 +32,7 @@ def test_items_as_input(client: OpenAI, model: str) -> None:
 
 
 def test_stream(client: OpenAI, model: str) -> None:
-    events = list(client.responses.create(model=model, input="Hello there", stream=True))
+    events = list(client.responses.create(model=model, input="Hello there", temperature=0, stream=True))
     kinds = [event.type for event in events]
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
     assert [event.sequence_number for event in events] == list(range(len(events)))
@@ -41,7 +41,7 @@ def test_stream(client: OpenAI, model: str) -> None:
 
 
 def test_stream_helper(client: OpenAI, model: str) -> None:
-    with client.responses.stream(model=model, input="Hello there") as stream:
+    with client.responses.stream(model=model, input="Hello there", temperature=0) as stream:
         kinds = {event.type for event in stream}
         assert stream.get_final_response().output_text
     assert {"response.output_item.added", "response.content_part.added", "response.output_item.done"} <= kinds
@@ -143,16 +143,16 @@ def test_unknown_model(client: OpenAI) -> None:
 
 
 def test_background(client: OpenAI, model: str) -> None:
-    begun = client.responses.create(model=model, input="Hello there", background=True)
+    begun = client.responses.create(model=model, input="Hello there", temperature=0, background=True)
     assert begun.status in ("queued", "in_progress") and begun.background
     done = until(lambda: client.responses.retrieve(begun.id), ENDS)
     assert done.status == "completed" and done.output_text
 
 
 def test_background_stream_resumes(client: OpenAI, model: str) -> None:
-    stream = client.responses.create(model=model, input="Count to 20", background=True, stream=True)
-    events = list(stream)
-    assert events[-1].type == "response.completed"
+    asked = {"model": model, "input": "Count to 20", "temperature": 0, "max_output_tokens": 200}
+    events = list(client.responses.create(**asked, background=True, stream=True))
+    assert events[-1].type in ("response.completed", "response.incomplete")  # a small model may not find an end
     cut = events[3].sequence_number
     again = list(client.responses.retrieve(events[0].response.id, stream=True, starting_after=cut))
     assert [event.sequence_number for event in again] == [e.sequence_number for e in events if e.sequence_number > cut]
